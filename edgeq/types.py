@@ -1,0 +1,129 @@
+"""The vocabulary of edgeq: frozen dataclasses, no behaviour beyond what they mean.
+
+A `QSpec` says how a tensor is to be quantized, `QParams` holds the numbers found for it, and a `QTensor` is
+integers together with those numbers. The affine mapping is that of ONNX QuantizeLinear / DequantizeLinear:
+
+    q = saturate(round_half_even(x / scale) + zero_point)        x' = (q - zero_point) * scale
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+INT_RANGES: dict[str, tuple[int, int]] = {
+    "int2": (-2, 1),
+    "uint2": (0, 3),
+    "int4": (-8, 7),
+    "uint4": (0, 15),
+    "int8": (-128, 127),
+    "uint8": (0, 255),
+    "int16": (-32768, 32767),
+    "uint16": (0, 65535),
+    "int32": (-(2**31), 2**31 - 1),
+}
+
+
+@dataclass(frozen=True)
+class PerTensor:
+    """One scale for the whole tensor."""
+
+
+@dataclass(frozen=True)
+class PerChannel:
+    """One scale for each index along `axis`."""
+
+    axis: int
+
+
+@dataclass(frozen=True)
+class PerBlock:
+    """One scale for each run of `size` consecutive elements along `axis`."""
+
+    axis: int
+    size: int
+
+
+Granularity = PerTensor | PerChannel | PerBlock
+
+
+@dataclass(frozen=True)
+class QSpec:
+    """How to quantize one tensor.
+
+    dtype: an integer type of `INT_RANGES`. symmetric: the zero point is the middle of the type (0 for signed
+    types, 2**(bits-1) for unsigned ones). narrow: signed types lose their lowest code, so that the range is
+    ±(2**(bits-1) - 1). reduce_range: one bit fewer than the type has, for kernels that saturate.
+    """
+
+    dtype: str
+    symmetric: bool = True
+    granularity: Granularity = PerTensor()
+    narrow: bool = False
+    reduce_range: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dtype not in INT_RANGES:
+            raise ValueError(f"unknown integer dtype {self.dtype!r}; one of {', '.join(INT_RANGES)}")
+
+    @property
+    def signed(self) -> bool:
+        return not self.dtype.startswith("u")
+
+    @property
+    def bits(self) -> int:
+        return int(self.dtype.lstrip("uint"))
+
+    @property
+    def qmin(self) -> int:
+        low = INT_RANGES[self.dtype][0]
+        if self.reduce_range and self.signed:
+            low //= 2
+        return low + 1 if self.narrow and self.signed else low
+
+    @property
+    def qmax(self) -> int:
+        high = INT_RANGES[self.dtype][1]
+        return high // 2 if self.reduce_range else high
+
+
+@dataclass(frozen=True)
+class Range:
+    """A closed interval of real values, `lo <= hi`, both finite."""
+
+    lo: float
+    hi: float
+
+
+@dataclass(frozen=True, eq=False)
+class QParams:
+    """scale: float32, zero_point: int32, of equal shape.
+
+    Shape () per tensor, (C,) per channel; per block the tensor's own shape with the blocked axis divided by
+    the block size (rounded up).
+    """
+
+    scale: np.ndarray
+    zero_point: np.ndarray
+    spec: QSpec
+
+
+@dataclass(frozen=True, eq=False)
+class QTensor:
+    """Codes and their parameters. data: the smallest numpy integer type that holds `params.spec.dtype`."""
+
+    data: np.ndarray
+    params: QParams
+
+
+@dataclass(frozen=True, eq=False)
+class Stats:
+    """What a weight algorithm may know of the input x (rows of K features) of the weight that it quantizes.
+
+    gram: (K, K) float64, the sum of x xᵀ over `count` rows. mean_abs: (K,) float64, the mean of |x|.
+    """
+
+    gram: np.ndarray
+    mean_abs: np.ndarray
+    count: int
