@@ -1,0 +1,1 @@
+"""Accumulators of activation statistics, and calibrators that choose a range from them, one a file."""

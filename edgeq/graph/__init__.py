@@ -1,0 +1,1 @@
+"""Loading, saving, editing and preparing ONNX graphs."""

@@ -1,0 +1,1 @@
+"""Integer kernels, one op family a file: `OPS = {op_type: function}`."""

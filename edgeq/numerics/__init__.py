@@ -1,0 +1,1 @@
+"""Quantization mathematics: arrays in, arrays out. Knows no graph, no runtime and no torch."""

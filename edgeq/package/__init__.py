@@ -1,0 +1,1 @@
+"""Packages for platforms, one a file."""

@@ -1,0 +1,1 @@
+"""Graph rewrites, one a file: model in, model out."""

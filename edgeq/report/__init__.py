@@ -1,0 +1,1 @@
+"""Reports that people and machines read."""

@@ -1,0 +1,1 @@
+"""Sensitivity, bit allocation and tuning."""

@@ -1,0 +1,1 @@
+"""Training-time methods. Needs the extra `torch`."""

@@ -1,0 +1,1 @@
+"""Weight algorithms, one a file: `quantize(w, spec, stats) -> QTensor`."""
