@@ -1,0 +1,172 @@
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+
+from edgeq.errors import CalibrationError, ModelError, RecipeError
+from edgeq.numerics import affine
+from edgeq.types import PerBlock, PerChannel, PerTensor, QParams, QSpec
+
+DTYPES = ["int8", "uint8", "int4", "uint4", "int16", "uint16", "int2", "uint2"]
+ONNX = {d: getattr(TensorProto, d.upper()) for d in DTYPES}
+NUMPY = {d: getattr(ml_dtypes, d) if d[-1] in "42" else np.dtype(d) for d in DTYPES}
+
+
+def onnx_qdq(x, params, axis, block):
+    """Codes and reals by the ONNX reference evaluator."""
+    dtype, opset = params.spec.dtype, 25 if params.spec.bits == 2 else 21
+    attributes = {"axis": axis, "block_size": block}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"], **attributes),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"], **attributes),
+    ]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "qdq",
+        [info("x", 1, x.shape), info("s", 1, params.scale.shape), info("z", ONNX[dtype], params.scale.shape)],
+        [info("q", ONNX[dtype], x.shape), info("y", 1, x.shape)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    zero = params.zero_point.astype(NUMPY[dtype])
+    return ReferenceEvaluator(model).run(None, {"x": x, "s": params.scale, "z": zero})
+
+
+@st.composite
+def cases(draw):
+    dtype = draw(st.sampled_from(DTYPES))
+    shape = draw(hnp.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=6))
+    kind = draw(st.sampled_from(["tensor", "channel", "block"]))
+    axis = draw(st.integers(-len(shape), len(shape) - 1))
+    block = 0
+    granularity = PerTensor()
+    if kind == "channel":
+        granularity = PerChannel(axis)
+    elif kind == "block":
+        block = draw(st.integers(1, shape[axis]))
+        granularity = PerBlock(axis, block)
+    spec = QSpec(dtype, draw(st.booleans()), granularity)
+    floats = st.floats(-1e4, 1e4, width=32, allow_subnormal=False)
+    return draw(hnp.arrays(np.float32, shape, elements=floats)), spec, axis, block
+
+
+@settings(max_examples=300, deadline=None)
+@given(cases(), st.sampled_from([1.0, 0.3]))
+def test_codes_and_reals_equal_the_onnx_reference(case, shrink):
+    x, spec, axis, block = case
+    lo, hi = affine.weight_ranges(x, spec.granularity)
+    params = affine.qparams(lo * np.float32(shrink), hi * np.float32(shrink), spec)  # shrink < 1 saturates
+    assert params.scale.shape == affine.params_shape(x.shape, spec.granularity)
+    want_q, want_y = onnx_qdq(x, params, axis, block)
+    q = affine.quantize(x, params)
+    assert q.dtype == affine.storage_dtype(spec.dtype)
+    # The reference overflows int32 above 2**31 where the operator's text says to saturate.
+    sound = np.abs(x / affine.expand(params.scale, x.shape, spec.granularity)) < 2**30
+    np.testing.assert_array_equal(q[sound], np.asarray(want_q).astype(np.int64)[sound])
+    np.testing.assert_array_equal(affine.dequantize(q, params)[sound], want_y[sound])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(DTYPES),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.lists(st.floats(-1e30, 1e30), min_size=2, max_size=2),
+)
+def test_the_range_is_covered_and_zero_is_exact(dtype, symmetric, narrow, reduce, ends):
+    spec = QSpec(dtype, symmetric, narrow=narrow, reduce_range=reduce)
+    if reduce and spec.bits == 2 and (symmetric or (narrow and spec.signed)):
+        with pytest.raises(RecipeError, match="one code left"):
+            affine.qparams(*sorted(ends), spec)
+        return
+    lo, hi = min(ends), max(ends)
+    params = affine.qparams(lo, hi, spec)
+    scale, zero = float(params.scale), int(params.zero_point)
+    assert np.isfinite(scale)
+    assert scale >= affine.MIN_SCALE
+    assert spec.qmin <= zero <= spec.qmax
+    assert affine.fake_quantize(np.zeros(1, np.float32), params)[0] == 0
+    # Half a step may be lost at one end to the rounding of the zero point; float32 rounding is 2**-23 of a code.
+    slack = scale * (0.5 + 1e-6 * (spec.qmax - spec.qmin))
+    assert (spec.qmin - zero) * scale <= min(lo, 0) + slack
+    assert (spec.qmax - zero) * scale >= max(hi, 0) - slack
+    if symmetric:
+        assert zero == (0 if spec.signed else (spec.qmax + 1) // 2)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(DTYPES),
+    st.booleans(),
+    st.floats(2.0**-50, 2.0**126, width=32),
+    st.sampled_from([-1, 1]),
+)
+def test_a_constant_is_exact(dtype, symmetric, size, sign):
+    c = np.float32(sign * size)
+    params = affine.qparams(c, c, QSpec(dtype, symmetric))
+    assert affine.fake_quantize(np.full(3, c), params).tolist() == [c] * 3
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-45, -1e-30, 1e-20])
+def test_scales_never_vanish(value):
+    for dtype in DTYPES:
+        for symmetric in (True, False):
+            scale = affine.qparams(np.float32(value), np.float32(value), QSpec(dtype, symmetric)).scale
+            assert scale >= affine.MIN_SCALE
+            assert np.float32(scale * scale) >= np.finfo(np.float32).tiny
+
+
+@pytest.mark.parametrize("ends", [(np.nan, 1), (0, np.inf), (2, 1)])
+def test_impossible_ranges_are_refused(ends):
+    with pytest.raises(CalibrationError, match="range"):
+        affine.qparams(*ends, QSpec("int8"))
+
+
+def test_weights_with_nan_or_nothing_are_refused():
+    with pytest.raises(ModelError, match="NaN"):
+        affine.weight_ranges(np.array([1, np.nan]), PerTensor())
+    with pytest.raises(ModelError, match="empty"):
+        affine.weight_ranges(np.zeros((0, 3)), PerChannel(1))
+
+
+def test_nan_is_zero_and_infinity_saturates():
+    params = QParams(np.float32(0.5), np.int32(3), QSpec("uint8", symmetric=False))
+    x = np.array([np.nan, np.inf, -np.inf, 3e38, 0.25, 0.75], np.float32)
+    assert affine.quantize(x, params).tolist() == [3, 255, 0, 255, 3, 5]
+
+
+def test_narrow_and_reduced_codes():
+    x = np.array([-1.0, 1.0], np.float32)
+    for spec, limit in [(QSpec("int8", narrow=True), 127), (QSpec("int8", reduce_range=True, narrow=True), 63)]:
+        codes = affine.quantize(x, affine.qparams(-1.0, 1.0, spec))
+        assert codes.tolist() == [-limit, limit]
+    assert affine.qparams(-1.0, 1.0, QSpec("uint8", reduce_range=True)).zero_point == 64
+
+
+def test_storage_dtypes():
+    want = {"int2": "int8", "uint4": "uint8", "int8": "int8", "uint16": "uint16", "int32": "int32"}
+    assert {d: str(affine.storage_dtype(d)) for d in want} == want
+
+
+def test_bias_codes_and_overflow():
+    bias = np.array([1.0, -2.5, 3.0], np.float32)
+    weight_scale = np.array([0.01, 0.02, 1e-12], np.float32)
+    params = affine.bias_params(0.5, weight_scale)
+    codes, overflow = affine.quantize_bias(bias, params)
+    assert overflow.tolist() == [False, False, True]
+    assert codes[:2].tolist() == [200, -250]
+    wider = np.maximum(weight_scale, affine.least_weight_scale(bias, 0.5))
+    assert wider[:2].tolist() == weight_scale[:2].tolist()
+    codes, overflow = affine.quantize_bias(bias, affine.bias_params(0.5, wider))
+    assert not overflow.any()
+    np.testing.assert_allclose(affine.dequantize(codes, affine.bias_params(0.5, wider)), bias, rtol=1e-6)
+
+
+def test_int32_codes_saturate():
+    params = QParams(np.float32(1.0), np.int32(0), QSpec("int32"))
+    assert affine.quantize(np.array([3e9, -3e9], np.float32), params).tolist() == [2**31 - 1, -(2**31)]
