@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.special import rel_entr
+from sklearn.metrics.pairwise import cosine_similarity
+
+from edgeq.numerics import metrics
+from edgeq.numerics.metrics import Drift
+
+RNG = np.random.default_rng(0)
+EDGES = st.floats(width=32)  # with NaN and infinities
+
+
+def test_known_ratios():
+    ref = RNG.normal(size=10_000)
+    assert metrics.sqnr_db(ref, ref * 1.1) == pytest.approx(20.0)
+    assert metrics.sqnr_db(ref, np.zeros_like(ref)) == pytest.approx(0.0, abs=1e-12)
+    uniform = RNG.uniform(-1, 1, 200_000)
+    eight_bits = np.rint(uniform * 128) / 128  # the textbook's 6.02 dB a bit
+    assert metrics.sqnr_db(uniform, eight_bits) == pytest.approx(6.02 * 8, abs=0.1)
+
+
+def test_the_edges_are_defined():
+    zeros, ones = np.zeros(3), np.ones(3)
+    assert metrics.sqnr_db(ones, ones) == np.inf
+    assert metrics.sqnr_db(zeros, zeros) == np.inf
+    assert metrics.sqnr_db(zeros, ones) == -np.inf
+    assert metrics.sqnr_db(np.array([]), np.array([])) == np.inf
+    bad = np.array([1.0, np.nan, 1.0])
+    assert metrics.sqnr_db(ones, bad) == -np.inf
+    assert metrics.max_abs(ones, bad) == np.inf
+    assert metrics.cosine(ones, bad) == 0.0
+    same = np.array([1.0, np.nan, np.inf, -np.inf])
+    assert metrics.sqnr_db(same, same) == np.inf
+    assert metrics.max_abs(same, -same) == np.inf
+    assert metrics.cosine(zeros, zeros) == 1.0
+    assert metrics.cosine(zeros, ones) == 0.0
+    with pytest.raises(ValueError, match="shapes differ"):
+        metrics.sqnr_db(zeros, np.zeros((3, 1)))
+
+
+@given(hnp.arrays(np.float32, st.integers(0, 5), elements=EDGES), st.data())
+def test_no_measure_is_ever_nan(ref, data):
+    got = data.draw(hnp.arrays(np.float32, ref.shape, elements=EDGES))
+    for measure in (metrics.sqnr_db, metrics.max_abs, metrics.cosine):
+        assert not np.isnan(measure(ref, got))
+
+
+@given(st.integers(0, 2**32))
+def test_against_scipy_and_scikit_learn(seed):
+    rng = np.random.default_rng(seed)
+    p, q = rng.random((2, 3, 7))
+    want = rel_entr(p / p.sum(1, keepdims=True), q / q.sum(1, keepdims=True)).sum(1)
+    np.testing.assert_allclose(metrics.kl_divergence(p, q, axis=1), want, atol=1e-12)
+    ref, got = rng.normal(size=(2, 20))
+    assert metrics.cosine(ref, got) == pytest.approx(cosine_similarity([ref], [got])[0, 0])
+    assert metrics.max_abs(ref, got) == np.abs(ref - got).max()
+
+
+def test_kl_edges():
+    assert metrics.kl_divergence([1, 0], [0, 1]) == np.inf
+    assert metrics.kl_divergence([0, 0], [0, 1]) == 0
+    assert metrics.kl_divergence([0, 2], [0, 7]) == 0
+
+
+def boxes_and_scores():
+    """A detector's (1, 4 + 80, 100) output: boxes in pixels, scores below 1, rounded to one 8-bit scale."""
+    boxes, scores = RNG.uniform(0, 300, (1, 4, 100)), RNG.uniform(0, 0.5, (1, 80, 100))
+    ref = np.concatenate([boxes, scores], axis=1)
+    scale = 300 / 255
+    return ref, np.rint(ref / scale) * scale
+
+
+def test_lost_scores_are_named_though_the_whole_looks_fine():
+    ref, got = boxes_and_scores()
+    assert metrics.sqnr_db(ref, got) > 40
+    lost = metrics.lost_slices(ref, got)
+    assert [(s.axis, s.index) for s in lost] == [(1, i) for i in range(4, 84)]
+    for s in lost[:3]:
+        assert s.sqnr_db == pytest.approx(metrics.sqnr_db(ref[:, s.index], got[:, s.index]))
+
+
+def test_nothing_is_lost_where_there_is_no_signal_or_no_loss():
+    ref, _ = boxes_and_scores()
+    ref[:, 10:] = 0.0
+    got = ref + RNG.normal(scale=1e-9, size=ref.shape)  # noise on all-zero rows is no lost signal
+    assert metrics.lost_slices(ref, got) == ()
+    assert metrics.lost_slices(ref, ref) == ()
+    assert metrics.lost_slices(ref, -ref) == ()  # all is lost: the whole says so
+
+
+@settings(deadline=None)
+@given(st.integers(0, 1000), st.lists(st.integers(1, 5), min_size=1, max_size=4), st.integers(0, 4))
+def test_streaming_equals_the_whole_and_merges(seed, batches, split):
+    rng = np.random.default_rng(seed)
+    ref = rng.normal(size=(sum(batches), 6)) * [1e3, 1, 1, 1, 1, 1]
+    got = ref + rng.normal(size=ref.shape)
+    parts = list(zip(np.split(ref, np.cumsum(batches)[:-1]), np.split(got, np.cumsum(batches)[:-1]), strict=True))
+    halves = [Drift(axes=(1,)), Drift(axes=(1,))]
+    for i, (r, g) in enumerate(parts):
+        halves[i >= split].update(r, g)
+    halves[0].merge(halves[1])
+    found = halves[0].result()
+    assert found.sqnr_db == pytest.approx(metrics.sqnr_db(ref, got))
+    assert found.cosine == pytest.approx(metrics.cosine(ref, got))
+    assert found.max_abs == metrics.max_abs(ref, got)
+    assert found.count == ref.size
+    whole = metrics.lost_slices(ref, got, axes=(1,))
+    assert [s.index for s in found.lost] == [s.index for s in whole]
+    assert [s.sqnr_db for s in found.lost] == pytest.approx([s.sqnr_db for s in whole])
+
+
+def test_an_axis_of_varying_length_is_dropped():
+    ref, got = boxes_and_scores()
+    drift = Drift()
+    drift.update(ref, got)
+    drift.update(ref[..., :50], got[..., :50])
+    assert set(drift.slices) == {1}
+    assert len(drift.result().lost) == 80
+
+
+def test_nothing_seen():
+    assert Drift().result() == metrics.DriftResult(np.inf, 1.0, 0.0, 0, ())
