@@ -1,0 +1,153 @@
+"""Fixed-point requantization against the C definitions written out in Python's unbounded integers."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeq.numerics import fixedpoint as fx
+
+INT32 = st.one_of(
+    st.integers(-(2**31), 2**31 - 1),
+    st.sampled_from([-(2**31), -(2**31) + 1, -1, 0, 1, 2**30, 2**31 - 1]),
+    st.integers(-300, 300),
+)
+MANTISSA = st.one_of(st.integers(2**30, 2**31 - 1), st.sampled_from([0, 2**30, 2**31 - 1]))
+SHIFT = st.integers(-31, 8)
+
+
+def truncate(numerator: int, denominator: int) -> int:
+    """C integer division."""
+    quotient = abs(numerator) // abs(denominator)
+    return quotient if (numerator < 0) == (denominator < 0) else -quotient
+
+
+def srdhm_c(a: int, b: int) -> int:
+    if a == b == -(2**31):
+        return 2**31 - 1
+    product = a * b
+    nudge = 2**30 if product >= 0 else 1 - 2**30
+    return truncate(product + nudge, 2**31)
+
+
+def divide_by_pot_c(x: int, exponent: int) -> int:
+    mask = 2**exponent - 1
+    threshold = (mask >> 1) + (1 if x < 0 else 0)
+    return (x >> exponent) + (1 if (x & mask) > threshold else 0)
+
+
+def int32(x: int) -> int:
+    return (x + 2**31) % 2**32 - 2**31
+
+
+def double_c(x: int, q: int, shift: int) -> int:
+    return divide_by_pot_c(srdhm_c(int32(x << max(shift, 0)), q), max(-shift, 0))
+
+
+@given(INT32, INT32)
+def test_srdhm_is_the_c_definition(a: int, b: int) -> None:
+    assert fx.srdhm(a, b) == srdhm_c(a, b)
+
+
+@given(INT32, st.integers(0, 31))
+def test_divide_by_pot_is_the_c_definition_and_rounds_ties_away(x: int, exponent: int) -> None:
+    got = int(fx.rounding_divide_by_pot(x, exponent))
+    assert got == divide_by_pot_c(x, exponent)
+    assert abs(got - Fraction(x, 2**exponent)) <= Fraction(1, 2)
+
+
+@settings(max_examples=300)
+@given(st.lists(INT32, min_size=1, max_size=8), MANTISSA, SHIFT)
+def test_multiply_double(xs: list[int], q: int, shift: int) -> None:
+    assert fx.multiply(xs, q, shift, "double").tolist() == [double_c(x, q, shift) for x in xs]
+
+
+@settings(max_examples=300)
+@given(st.lists(INT32, min_size=1, max_size=8), MANTISSA, SHIFT)
+def test_multiply_single_is_floor_of_exact_product_plus_half(xs: list[int], q: int, shift: int) -> None:
+    exact = [Fraction(x * q) * Fraction(2) ** (shift - 31) for x in xs]
+    assert fx.multiply(xs, q, shift, "single").tolist() == [(f + Fraction(1, 2)).__floor__() for f in exact]
+
+
+@given(st.integers(-(2**24), 2**24), st.floats(2.0**-24, 2.0**4, width=32))
+def test_half_even_is_one_ieee_multiplication(x: int, scale: float) -> None:
+    """For |x| <= 2**24 the float32 product is x * scale rounded once; check it against the exact fraction."""
+    q, shift = fx.multiplier(scale)
+    product = Fraction(x) * Fraction(scale)
+    rounded = Fraction(float(np.float32(float(product)))) if abs(product) < 2**29 else None
+    got = int(fx.multiply(x, q, shift, "half_even"))
+    if rounded is not None:  # x * scale has at most 49 bits: exact as float64, so that float32() rounds once
+        assert got == round(rounded)
+
+
+@given(st.integers(-(2**47), 2**47 - 1), MANTISSA, st.integers(-31, 7))
+def test_multiply_int64(x: int, q: int, shift: int) -> None:
+    q16 = (q + 2**15) >> 16 if q < 0x7FFF0000 else 0x7FFF
+    assert int(fx.multiply_int64(x, q, shift)) == (x * q16 + 2 ** (14 - shift)) >> (15 - shift)
+
+
+@given(st.floats(2.0**-31, 2.0**29, exclude_min=True))
+def test_multiplier_is_within_half_a_bit(m: float) -> None:
+    q, shift = fx.multiplier(m)
+    assert 2**30 <= q < 2**31
+    assert abs(Fraction(int(q)) * Fraction(2) ** (int(shift) - 31) - Fraction(m)) <= Fraction(2) ** (int(shift) - 32)
+    assert fx.real_multiplier(q, shift) == float(Fraction(int(q)) * Fraction(2) ** (int(shift) - 31))
+
+
+@pytest.mark.parametrize(
+    ("m", "expected"),
+    [
+        (0.0, (0, 0)),
+        (1.0, (2**30, 1)),
+        (0.5, (2**30, 0)),
+        (1.0 - 2.0**-40, (2**30, 1)),  # rounds up to 2**31, which is halved
+        (1.0 - 2.0**-31, (2**31 - 1, 0)),
+        (2.0**-32, (2**30, -31)),
+        (2.0**-33, (0, 0)),  # a shift beyond -31 flushes to zero
+        (2.0**-33 * (2 - 2.0**-40), (2**30, -31)),  # but not where the carry brings it back
+        (2.0**29, (2**30, 30)),
+        (2.0**40, (2**31 - 1, 30)),
+    ],
+)
+def test_multiplier_edges(m: float, expected: tuple[int, int]) -> None:
+    q, shift = fx.multiplier(m)
+    assert (int(q), int(shift)) == expected
+
+
+def test_multiplier_refuses_what_is_not_a_number() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        fx.multiplier([1.0, np.nan])
+    with pytest.raises(ValueError, match="rounding"):
+        fx.requantize(np.zeros(1, np.int32), 1, 0, 0, -128, 127, "up")  # type: ignore[arg-type]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data(), st.sampled_from(["double", "single", "half_even"]), st.integers(0, 2))
+def test_requantize_per_channel_and_axis(data: st.DataObject, rounding: fx.Rounding, axis: int) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    shape = tuple(rng.integers(1, 6, 3))
+    acc = rng.integers(-(2**20), 2**20, shape).astype(np.int32)
+    highest = data.draw(st.sampled_from([-1, 3]))  # the branch without left shifts and the general one
+    q, shift = fx.multiplier(2.0 ** rng.uniform(-20, highest, shape[axis]))
+    zero_point = data.draw(st.integers(-128, 127))
+    got = fx.requantize(acc, q, shift, zero_point, -128, 127, rounding, axis)
+    assert got.dtype == np.int8
+    assert got.shape == acc.shape
+    for index in np.ndindex(*shape):
+        channel = index[axis]
+        value = int(fx.multiply(int(acc[index]), int(q[channel]), int(shift[channel]), rounding)) + zero_point
+        assert got[index] == min(max(value, -128), 127)
+
+
+def test_requantize_crosses_chunks_and_takes_scalars() -> None:
+    acc = np.arange(-70_000, 70_000, dtype=np.int32).reshape(70_000, 2)
+    q, shift = fx.multiplier(0.001)
+    got = fx.requantize(acc, q, shift, 3, -128, 127)
+    assert got.ravel()[::997].tolist() == [
+        min(max(double_c(int(x), int(q), int(shift)) + 3, -128), 127) for x in acc.ravel()[::997]
+    ]
+    assert fx.requantize(np.int32(5000).reshape(()), q, shift, 3, -128, 127) == 8
