@@ -1,0 +1,155 @@
+"""The few primitive edits that every pass uses. Each keeps names unique and types and shapes known."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeq.errors import ModelError
+
+MS_DOMAIN = "com.microsoft"
+
+
+class Names:
+    """Hands out value and node names that the model does not use yet; deterministic."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._used: set[str] = set()
+        for graph in (model.graph, *model.graph.subgraphs()):
+            self._used.update(v.name for v in graph.inputs if v.name)
+            self._used.update(graph.initializers)
+            for node in graph:
+                self._used.update([node.name or "", *(v.name or "" for v in node.outputs)])
+
+    def new(self, wanted: str) -> str:
+        name, count = wanted, 0
+        while name in self._used:
+            count += 1
+            name = f"{wanted}_{count}"
+        self._used.add(name)
+        return name
+
+
+def constant(value: ir.Value | None) -> np.ndarray | None:
+    """The array of a value that nothing can change at run time, else None."""
+    if value is None or value.const_value is None or value.is_graph_input():
+        return None
+    return value.const_value.numpy()
+
+
+def is_constant(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None and not value.is_graph_input()
+
+
+def add_initializer(graph: ir.Graph, name: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
+    """A new initializer; `name` must be free (see `Names`)."""
+    tensor = array if isinstance(array, ir.TensorProtocol) else ir.tensor(array, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def make_node(
+    op: str,
+    inputs: Sequence[ir.Value | None],
+    output: str,
+    dtype: ir.DataType | None,
+    shape: ir.ShapeProtocol | None,
+    attributes: dict[str, Any] | None = None,
+    domain: str = "",
+    name: str | None = None,
+) -> ir.Node:
+    """A node with one output whose type and shape are set; it belongs to no graph yet."""
+    node = ir.node(op, inputs=inputs, attributes=attributes or {}, domain=domain, name=name or output)
+    value = node.outputs[0]
+    value.name = output
+    value.type = ir.TensorType(dtype) if dtype is not None else None
+    value.shape = ir.Shape(list(shape)) if shape is not None else None
+    return node
+
+
+def insert_before(node: ir.Node, *new: ir.Node) -> None:
+    assert node.graph is not None
+    node.graph.insert_before(node, list(new))
+
+
+def insert_after(value: ir.Value, graph: ir.Graph, *new: ir.Node) -> None:
+    """Put nodes directly behind the producer of `value`; at the graph's start for inputs and initializers."""
+    producer = value.producer()
+    if producer is not None and producer.graph is graph:
+        graph.insert_after(producer, list(new))
+        return
+    first = next(iter(graph), None)
+    if first is None:
+        graph.extend(new)
+    else:
+        graph.insert_before(first, list(new))
+
+
+def replace(node: ir.Node, value: ir.Value) -> None:
+    """Let `value` take the place of the node's only output, graph outputs and their names included."""
+    old = node.outputs[0]
+    if old.is_graph_output():
+        old_name, value_name = old.name, value.name
+        if value.is_graph_output() or value.producer() is None:
+            raise ModelError(f"node {node.name!r}: its output {old_name!r} can't be renamed to {value_name!r}")
+        old.name = f"{old_name}_replaced"
+        value.name = old_name
+        if value.shape is None:
+            value.shape = old.shape
+    old.replace_all_uses_with(value, replace_graph_outputs=True)
+    remove(node)
+
+
+def remove(node: ir.Node) -> None:
+    """Take a node whose outputs nobody uses out of its graph."""
+    assert node.graph is not None
+    node.graph.remove(node, safe=True)
+
+
+def sole_consumer(value: ir.Value) -> ir.Node | None:
+    """The one node that reads the value, once, when nothing else sees it."""
+    if value.is_graph_output():
+        return None
+    uses = list(value.uses())
+    return uses[0].node if len(uses) == 1 else None
+
+
+def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
+    """The main graph, then every subgraph, in the order of their nodes."""
+    yield model.graph
+    yield from model.graph.subgraphs()
+
+
+def drop_unused_initializers(model: ir.Model) -> bool:
+    """Remove initializers that no node reads and no output names."""
+    changed = False
+    for graph in all_graphs(model):
+        for name, value in list(graph.initializers.items()):
+            if not value.uses() and not value.is_graph_output() and not value.is_graph_input():
+                del graph.initializers[name]
+                changed = True
+    return changed
+
+
+def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
+    """The shape when every dimension is a number, else None."""
+    if value is None or value.shape is None:
+        return None
+    dims = list(value.shape)
+    return tuple(int(d) for d in dims) if all(isinstance(d, int) for d in dims) else None  # type: ignore[arg-type]
+
+
+def rank(value: ir.Value | None) -> int | None:
+    return None if value is None or value.shape is None else len(value.shape)
+
+
+def float_dtype(value: ir.Value | None) -> bool:
+    return value is not None and value.dtype == ir.DataType.FLOAT
+
+
+def names_of(values: Iterable[ir.Value | None]) -> list[str]:
+    return [v.name or "" for v in values if v is not None]

@@ -1,0 +1,149 @@
+"""Load and save ONNX models: lazily, atomically, and without trusting the file.
+
+Weights stay memory-mapped until somebody asks for them. External data must be a regular file inside the model's
+own folder and long enough for what the tensor claims; all of that is checked before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import onnx_ir as ir
+from onnx_ir import external_data
+from onnx_ir.passes.common import CheckerPass
+
+from edgeq.errors import ModelError
+
+PROTOBUF_LIMIT = 2**31 - 1
+INLINE_LIMIT = 1_900_000_000  # protobuf's 2 GiB less room for the graph itself
+
+
+def load(path: str | os.PathLike[str]) -> ir.Model:
+    """The model in `path`, with external tensors mapped, not read.
+
+    Raises ModelError when the file is missing, is not an ONNX model, or has external data that is missing,
+    truncated or outside the model's folder.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file; give the path of an .onnx model")
+    size = path.stat().st_size
+    if size > PROTOBUF_LIMIT:
+        raise ModelError(f"{path}: {size} bytes is over protobuf's 2 GiB; save its weights as external data")
+    try:
+        model = ir.load(path)
+    except Exception as error:  # a hostile file raises anything from DecodeError to KeyError
+        raise ModelError(f"{path}: not a valid ONNX model ({one_line(error)}); export it again") from None
+    if model.graph is None or not model.graph.outputs:
+        raise ModelError(f"{path}: not a valid ONNX model (it has no outputs); export it again")
+    for tensor in _tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            _check_external(path, tensor)
+    return model
+
+
+def check(model: ir.Model, name: str = "model") -> None:
+    """Run the ONNX checker. Raises ModelError with its first complaint."""
+    try:
+        CheckerPass()(model)
+    except Exception as error:  # the checker and the serializer raise many types
+        raise ModelError(f"{name}: the ONNX checker refuses it ({one_line(error)})") from None
+
+
+def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
+    """Write the model atomically; weights go beside it (`NAME.data`) when it would exceed protobuf's limit.
+
+    The same model gives the same bytes. The model itself is unchanged.
+    """
+    path = Path(path)
+    model.producer_name, model.producer_version = "edgeq", None
+    big = weight_bytes(model) > INLINE_LIMIT
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".onnx")
+    os.close(handle)
+    try:
+        ir.save(model, temporary, external_data=f"{path.name}.data" if big else None, size_threshold_bytes=1024)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ModelError(f"{path}: can't be written ({error.strerror}); choose another output folder") from None
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def files(path: str | os.PathLike[str]) -> list[Path]:
+    """The model's file and every external data file that it names, in name order."""
+    path = Path(path)
+    beside = {Path(t.path) for t in _tensors(load(path)) if isinstance(t, ir.ExternalTensor)}
+    return [path, *sorted(beside)]
+
+
+def sha256(paths: list[Path]) -> str:
+    """SHA-256 over the concatenated contents of the files."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as stream:
+            while chunk := stream.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def weight_bytes(model: ir.Model) -> int:
+    return sum(tensor.nbytes for tensor in _tensors(model))
+
+
+def to_memory(model: ir.Model) -> None:
+    """Read every external tensor into memory, so that the model no longer needs its files."""
+    external_data.load_to_model(model)
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """The first informative line of an exception, without control characters."""
+    text = str(error).strip() or type(error).__name__
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
+    seen: set[int] = set()
+
+    def new(tensor: ir.TensorProtocol | None) -> bool:
+        if tensor is None or id(tensor) in seen:
+            return False
+        seen.add(id(tensor))
+        return True
+
+    graphs = [model.graph, *model.graph.subgraphs()]
+    for function in model.functions.values():
+        graphs += list(function.graph.subgraphs()) if hasattr(function.graph, "subgraphs") else []
+    for graph in graphs:
+        for value in graph.initializers.values():
+            if new(value.const_value):
+                yield value.const_value  # type: ignore[misc]
+    nodes = list(model.graph.all_nodes()) + [n for f in model.functions.values() for n in f.all_nodes()]
+    for node in nodes:
+        for attribute in node.attributes.values():
+            if attribute.type == ir.AttributeType.TENSOR and not attribute.is_ref() and new(attribute.value):
+                yield attribute.value
+
+
+def _check_external(model: Path, tensor: ir.ExternalTensor) -> None:
+    location = str(tensor.location)
+    where = f"{model}: tensor {tensor.name!r} has external data {location!r}"
+    if "\x00" in location or os.path.isabs(location) or ".." in Path(location).parts:
+        raise ModelError(f"{where} outside the model's folder; that is refused")
+    folder, target = model.parent.resolve(), model.parent / location
+    if not target.is_file():
+        raise ModelError(f"{where}, which is missing; put it beside the model")
+    if not target.resolve().is_relative_to(folder):
+        raise ModelError(f"{where}, a link that leaves the model's folder; copy both files into one folder (cp -rL)")
+    if target.stat().st_nlink > 1:
+        raise ModelError(f"{where}, a hard-linked file; copy both files into one folder first")
+    offset = tensor.offset or 0
+    length = tensor.length if tensor.length is not None else tensor.nbytes
+    if offset < 0 or length < tensor.nbytes or offset + length > target.stat().st_size:
+        raise ModelError(f"{where} of {target.stat().st_size} bytes, but needs {tensor.nbytes} at {offset}: truncated")

@@ -1,0 +1,86 @@
+"""A recipe says what was asked for, in TOML. Fully resolved, it is written beside the artifact and repeats it."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edgeq.errors import RecipeError
+from edgeq.target import Method
+
+
+class Override(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Exceptions for the nodes that match both `nodes` (shell patterns over names) and `ops`; the last match wins."""
+
+    nodes: tuple[str, ...] = ("*",)
+    ops: tuple[str, ...] = ()
+    float: bool | None = None
+    calibrator: str | None = None
+    weight: str | None = None
+    act_type: str | None = None
+    weight_type: str | None = None
+
+    def matches(self, name: str, op: str) -> bool:
+        return (not self.ops or op in self.ops) and any(fnmatch.fnmatchcase(name, p) for p in self.nodes)
+
+
+class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Everything that decides the artifact, besides the model and the data.
+
+    calibrator: a file of `edgeq/calibrate`. weight: a file of `edgeq/weights`. samples: how many of the data's
+    samples calibrate, 0 for all. elementwise: whether Add, Mul and the like join integer islands; `auto` lets in
+    those whose rounding costs less than `elementwise_sqnr` dB would. attention: quantize MatMuls of two activations.
+    """
+
+    schema_version: Literal[1] = 1
+    target: str = "x86_64"
+    method: Method = "static"
+    calibrator: str = "mse"
+    weight: str = "rtn"
+    samples: int = 128
+    seed: int = 0
+    elementwise: Literal["auto", "all", "none"] = "auto"
+    elementwise_sqnr: float = 30.0
+    attention: bool = False
+    rule: tuple[Override, ...] = ()
+
+    def override(self, name: str, op: str) -> Override:
+        """The overrides of a node, merged; later ones win field by field."""
+        merged = Override()
+        for row in self.rule:
+            if row.matches(name, op):
+                changes = {f: getattr(row, f) for f in Override.__struct_fields__ if getattr(row, f) is not None}
+                merged = msgspec.structs.replace(merged, **changes)
+        return merged
+
+
+def load(path: str | os.PathLike[str]) -> Recipe:
+    """Read a recipe. Raises RecipeError that names the field and what it may be."""
+    try:
+        return msgspec.toml.decode(Path(path).read_bytes(), type=Recipe)
+    except OSError as error:
+        raise RecipeError(f"{path}: can't be read ({error.strerror})") from None
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise RecipeError(f"{path}: {error}") from None
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as TOML, every field written out, in the order of the class."""
+    fields = msgspec.to_builtins(recipe)
+    rules = fields.pop("rule")
+    lines = [f"{key} = {_toml(value)}" for key, value in fields.items()]
+    for row in rules:
+        lines += ["", "[[rule]]"] + [f"{k} = {_toml(v)}" for k, v in row.items() if v is not None]
+    return "\n".join(lines) + "\n"
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(v) for v in value) + "]"
+    return msgspec.json.encode(value).decode()

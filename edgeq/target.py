@@ -1,0 +1,149 @@
+"""Targets are data: what a runtime can do, as rows of `targets/NAME.toml`.
+
+A rule lists operators that are handled alike. `role` says how they take part in an integer island:
+
+* `compute`: an anchor. It has a constant weight, and is quantized on its own account (Conv, Gemm, MatMul).
+* `join`: quantized only when all its inputs are already integers and somebody reads its output as integers.
+* `same`: moves codes without touching them, so input and output share scale and zero point. Otherwise like `join`.
+
+The last rule that names an operator wins.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from edgeq.errors import RecipeError
+from edgeq.types import INT_RANGES, Granularity, PerBlock, PerChannel, PerTensor, QSpec
+
+Method = Literal["static", "dynamic", "weight_only"]
+
+
+class TypeRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """A named type. `per`: the granularity; the axis comes from the operator that uses it."""
+
+    dtype: str
+    symmetric: bool = False
+    per: Literal["tensor", "channel", "block"] = "tensor"
+    block_size: int = 0
+    narrow: bool = False
+    reduce_range: bool = False
+
+    def spec(self, axis: int = 0, channel: bool = True) -> QSpec:
+        """The QSpec for an operator whose channel (or block) axis is `axis`; per-tensor when `channel` is false."""
+        granularity: Granularity = PerTensor()
+        if channel and self.per == "channel":
+            granularity = PerChannel(axis)
+        elif channel and self.per == "block":
+            granularity = PerBlock(axis, self.block_size)
+        return QSpec(self.dtype, self.symmetric, granularity, self.narrow, self.reduce_range)
+
+
+class FixedOutput(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Scale and zero point that the runtime demands of an output."""
+
+    scale: float
+    zero_point: int
+
+
+class Rule(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How the target runs some operators. See the module's docstring for `role`.
+
+    act, weight: names in `[types]`. bias: stored as int32 with scale act·weight, or left in float.
+    output_q: `required` when the kernel is integer only if its output is quantized too (then every reader of the
+    output gets the rounded value). folds: activations behind the operator that vanish into the output's range.
+    max_rank: of the activation; 0 for any. constant: whether one operand may be a constant, for `join`.
+    """
+
+    ops: tuple[str, ...]
+    role: Literal["compute", "join", "same"] = "compute"
+    method: Method = "static"
+    act: str = ""
+    weight: str = ""
+    bias: Literal["int32", "float"] = "int32"
+    output: FixedOutput | None = None
+    output_q: Literal["required", "optional"] = "optional"
+    folds: tuple[str, ...] = ()
+    max_rank: int = 0
+    depthwise: bool = True
+    constant: bool = True
+
+
+class Refusal(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """Operators that stay in float on this target, with the reason that the plan prints."""
+
+    ops: tuple[str, ...]
+    reason: str
+
+
+class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """One runtime on one kind of machine.
+
+    runner: the module of `edgeq/runners` that executes its artifacts; stand_in: the runner that verifies where
+    that one is not installed. dedicated_pairs: each reader gets a Q-DQ pair of its own.
+    """
+
+    name: str
+    title: str
+    runner: str
+    stand_in: str = "cpu"
+    format: Literal["qdq"] = "qdq"
+    opset: int = 17
+    runner_options: dict[str, str] = {}
+    session_config: dict[str, str] = {}
+    dedicated_pairs: bool = False
+    types: dict[str, TypeRow] = {}
+    rule: tuple[Rule, ...] = ()
+    refuse: tuple[Refusal, ...] = ()
+
+    def find(self, op: str, method: Method) -> Rule | None:
+        found = None
+        for rule in self.rule:
+            if op in rule.ops and rule.method == method:
+                found = rule
+        return found
+
+    def refusal(self, op: str) -> str | None:
+        return next((row.reason for row in self.refuse if op in row.ops), None)
+
+
+def folder() -> Path:
+    """Where target files live: EDGEQ_TARGETS, else the installed package's copy, else the checkout's `targets/`."""
+    if "EDGEQ_TARGETS" in os.environ:
+        return Path(os.environ["EDGEQ_TARGETS"])
+    here = Path(__file__).resolve().parent
+    installed = here / "_targets"
+    return installed if installed.is_dir() else here.parent / "targets"
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in folder().glob("*.toml"))
+
+
+def load(name: str) -> Target:
+    """The target of that name, or of that `.toml` path. Raises RecipeError, listing the names there are."""
+    path = Path(name) if name.endswith(".toml") else folder() / f"{name}.toml"
+    if not path.is_file():
+        raise RecipeError(f"no target {name!r}: choose one of {', '.join(names())}")
+    try:
+        target = msgspec.toml.decode(path.read_bytes(), type=Target)
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise RecipeError(f"{path}: {error}") from None
+    _check(path, target)
+    return target
+
+
+def _check(path: Path, target: Target) -> None:
+    for name, row in target.types.items():
+        if row.dtype not in INT_RANGES:
+            raise RecipeError(f"{path}: type {name!r} has unknown dtype {row.dtype!r}; one of {', '.join(INT_RANGES)}")
+        if row.per == "block" and row.block_size < 1:
+            raise RecipeError(f"{path}: type {name!r} is per block and needs a block_size of at least 1")
+    for rule in target.rule:
+        for used in filter(None, (rule.act if rule.act != "same" else "", rule.weight)):
+            if used not in target.types:
+                raise RecipeError(f"{path}: rule for {', '.join(rule.ops)} names type {used!r}, not in [types]")
