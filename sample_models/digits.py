@@ -9,7 +9,7 @@ BatchNorm stays unfused in the file, as a training framework leaves it, so that 
 
     input  "input"   float32 [N, 1, 8, 8], pixels in [0, 1], multiples of 1/16
     output "logits"  float32 [N, 10]
-    the .npz files   "input" as above and "label" int64 [N]; no sample is in both, evaluation samples were not trained on
+    the .npz files   "input" as above and "label" int64 [N]; they share no sample, and evaluation was not trained on
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def split() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     """A random affine map of each sample: ±8° of rotation, ±8 % of scale, ±0.6 pixels of shift."""
     n = len(x)
-    angle, scale, dx, dy = (torch.rand(4, n, generator=generator) * 2 - 1) * torch.tensor([[0.14], [0.08], [0.15], [0.15]])
+    reach = torch.tensor([[0.14], [0.08], [0.15], [0.15]])
+    angle, scale, dx, dy = (torch.rand(4, n, generator=generator) * 2 - 1) * reach
     cos, sin = torch.cos(angle) * (1 + scale), torch.sin(angle) * (1 + scale)
     matrix = torch.stack([torch.stack([cos, -sin, dx], 1), torch.stack([sin, cos, dy], 1)], 1)
     grid = functional.affine_grid(matrix, list(x.shape), align_corners=False)
