@@ -1,4 +1,4 @@
-"""Build `tinypy`, a byte-level language model of Python source, from its weights: `python sample_models/tinypy.py OUT.onnx`.
+"""Build `tinypy`, a byte-level language model of Python source: `python sample_models/tinypy.py OUT.onnx`.
 
 A decoder of 8 layers, width 256, 4 heads, SwiGLU 768, RMSNorm, rotary positions, context 512, untied output:
 
@@ -26,7 +26,7 @@ FOLDER = Path(__file__).with_suffix("")
 CONTEXT = 512
 
 
-class _Graph:
+class Graph:
     """Collects nodes and initializers; `op` returns the name of the node's one output."""
 
     def __init__(self) -> None:
@@ -50,14 +50,14 @@ def weights() -> dict[str, np.ndarray]:
 
 
 def rotary(theta: float, head: int) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin of position · theta^(−2i/head), [CONTEXT, head], the two halves of a head alike; computed in float32."""
+    """cos and sin of position · theta^(−2i/head), [CONTEXT, head], both halves of a head alike, in float32."""
     frequency = np.float32(theta) ** (-np.arange(0, head, 2, dtype=np.float32) / np.float32(head))
     angle = np.outer(np.arange(CONTEXT, dtype=np.float32), frequency)
     angle = np.concatenate([angle, angle], axis=1)
     return np.cos(angle), np.sin(angle)
 
 
-def _rms_norm(g: _Graph, x: str, name: str, weight: np.ndarray) -> str:
+def _rms_norm(g: Graph, x: str, name: str, weight: np.ndarray) -> str:
     """x / sqrt(mean(x²) + eps) · weight, the mean over the last axis."""
     square = g.op("Mul", x, x, out=f"{name}.square")
     mean = g.op("ReduceMean", square, "last_axis", out=f"{name}.mean", keepdims=1)
@@ -66,11 +66,11 @@ def _rms_norm(g: _Graph, x: str, name: str, weight: np.ndarray) -> str:
     return g.op("Mul", normal, g.const(f"{name}.weight", weight), out=f"{name}.out")
 
 
-def _linear(g: _Graph, x: str, name: str, weight: np.ndarray) -> str:
+def _linear(g: Graph, x: str, name: str, weight: np.ndarray) -> str:
     return g.op("MatMul", x, g.const(f"{name}.weight", weight.T), out=f"{name}.out")
 
 
-def _rotate(g: _Graph, x: str, name: str) -> str:
+def _rotate(g: Graph, x: str, name: str) -> str:
     """x·cos + [−x₂, x₁]·sin, where x₁ and x₂ are the halves of the head."""
     g.nodes.append(
         helper.make_node("Split", [x, "halves"], [f"{name}.x1", f"{name}.x2"], name=f"{name}.split", axis=-1)
@@ -80,7 +80,7 @@ def _rotate(g: _Graph, x: str, name: str) -> str:
     return g.op("Add", straight, g.op("Mul", turned, "sin", out=f"{name}.cross"), out=f"{name}.rotated")
 
 
-def _attention(g: _Graph, x: str, name: str, w: dict[str, np.ndarray], scale: float) -> str:
+def _attention(g: Graph, x: str, name: str, w: dict[str, np.ndarray], scale: float) -> str:
     heads = {}
     for part in ("wq", "wk", "wv"):
         flat = _linear(g, x, f"{name}.{part}", w[f"{name}.{part}.weight"])
@@ -98,7 +98,7 @@ def _attention(g: _Graph, x: str, name: str, w: dict[str, np.ndarray], scale: fl
     return _linear(g, joined, f"{name}.wo", w[f"{name}.wo.weight"])
 
 
-def _feed_forward(g: _Graph, x: str, name: str, w: dict[str, np.ndarray]) -> str:
+def _feed_forward(g: Graph, x: str, name: str, w: dict[str, np.ndarray]) -> str:
     """W₂ (silu(W₁ x) · W₃ x)."""
     gate = _linear(g, x, f"{name}.w1", w[f"{name}.w1.weight"])
     silu = g.op("Mul", gate, g.op("Sigmoid", gate, out=f"{name}.sigmoid"), out=f"{name}.silu")
@@ -106,7 +106,7 @@ def _feed_forward(g: _Graph, x: str, name: str, w: dict[str, np.ndarray]) -> str
     return _linear(g, up, f"{name}.w2", w[f"{name}.w2.weight"])
 
 
-def _positions(g: _Graph, theta: float, head: int) -> None:
+def _positions(g: Graph, theta: float, head: int) -> None:
     """The T first rows of the rotary tables, "cos" and "sin", and "causal" [T, T], true where key ≤ query."""
     for name, table in zip(("cos", "sin"), rotary(theta, head), strict=True):
         g.const(f"{name}_table", table)
@@ -121,7 +121,7 @@ def model() -> onnx.ModelProto:
     """The model as a ModelProto, checked."""
     config = json.loads((FOLDER / "tinypy.json").read_text())
     dim, head = config["dim"], config["dim"] // config["heads"]
-    w, g = weights(), _Graph()
+    w, g = weights(), Graph()
     for name, value in (("zero", [0]), ("first_axis", [0]), ("last_axis", [-1]), ("column_axis", [1])):
         g.const(name, value, np.int64)
     g.const("halves", [head // 2, head // 2], np.int64)
@@ -159,10 +159,19 @@ def build(path: str | Path) -> Path:
 
 
 def windows(indices: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens, next bytes), int64 [len(indices), 512] each: window i of eval.bin starts at byte 512·i; there are 604."""
+    """(tokens, next bytes), int64 [len(indices), 512] each: window i of the 604 in eval.bin starts at 512·i."""
     text = np.frombuffer((FOLDER / "eval.bin").read_bytes(), np.uint8).astype(np.int64)
     at = CONTEXT * np.asarray(list(indices), np.int64)[:, None] + np.arange(CONTEXT)
     return text[at], text[at + 1]
+
+
+def bits(logits: np.ndarray, target: np.ndarray) -> float:
+    """Sum of −log2 p(target) over all places; logits [..., 256], target int64 [...]."""
+    logits = np.asarray(logits, np.float64)
+    top = logits.max(-1, keepdims=True)
+    log_sum = np.log(np.exp(logits - top).sum(-1)) + top[..., 0]
+    picked = np.take_along_axis(logits, target[..., None], -1)[..., 0]
+    return float((log_sum - picked).sum() / np.log(2))
 
 
 def bits_per_byte(
@@ -170,14 +179,8 @@ def bits_per_byte(
 ) -> float:
     """Mean of −log2 p(next byte) over the windows; run: tokens int64 [B, T] → logits [B, T, 256]."""
     tokens, target = windows(indices)
-    total = 0.0
-    for i in range(0, len(tokens), batch):
-        logits = np.asarray(run(tokens[i : i + batch]), np.float64)
-        top = logits.max(-1, keepdims=True)
-        log_sum = np.log(np.exp(logits - top).sum(-1)) + top[..., 0]
-        picked = np.take_along_axis(logits, target[i : i + batch, :, None], -1)[..., 0]
-        total += float((log_sum - picked).sum())
-    return total / target.size / float(np.log(2))
+    parts = [slice(i, i + batch) for i in range(0, len(tokens), batch)]
+    return sum(bits(run(tokens[part]), target[part]) for part in parts) / target.size
 
 
 if __name__ == "__main__":

@@ -127,7 +127,7 @@ def main() -> None:
     seconds, out = float(sys.argv[1]), Path(sys.argv[2])
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    raw = lzma.open(HERE / "train.xz").read(), (HERE / "eval.bin").read_bytes()
+    raw = lzma.decompress((HERE / "train.xz").read_bytes()), (HERE / "eval.bin").read_bytes()
     text, held_out = (torch.from_numpy(np.frombuffer(b, np.uint8).copy()).cuda() for b in raw)
     model = TinyPy().cuda()
     steps = train(model, text, held_out, seconds)
