@@ -1,0 +1,57 @@
+"""FULLY_CONNECTED: y = clamp(requantize((x - zx) @ (w - zw).T + bias)), weights per tensor or per output channel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeq.intops.matmul import exact_matmul, largest, product_bound
+from edgeq.intops.quant import Activation, Quant, activation_range, check_int32
+from edgeq.numerics.fixedpoint import Rounding, multiplier, requantize
+
+
+@dataclass(frozen=True, eq=False)
+class FullyConnectedParams:
+    """w_scale: () or (N,) float32. w_zero_point: 0 except for uint8 weights (per tensor)."""
+
+    x: Quant
+    w_scale: np.ndarray
+    out: Quant
+    w_zero_point: int = 0
+    activation: Activation = "NONE"
+    rounding: Rounding = "double"
+
+
+def weight_multiplier(x: Quant, w_scale: np.ndarray, out: Quant) -> tuple[np.ndarray, np.ndarray]:
+    """(q, shift) of s_x * s_w / s_out in float64 from the float32 scales; shape of w_scale, () for one channel."""
+    scale = np.asarray(w_scale, np.float32).astype(np.float64)
+    return multiplier(x.scale * (scale.reshape(()) if scale.size == 1 else scale) / out.scale)
+
+
+def add_bias(acc: np.ndarray, bias: np.ndarray | None, op: str, bound: float) -> np.ndarray:
+    """acc (..., N) + bias (N,), still exact, checked against int32."""
+    if bias is not None and bias.size:
+        bound += largest(bias)
+        if acc.dtype == np.float32 and bound >= 2**24:
+            acc = acc.astype(np.float64)
+        acc = acc + bias.astype(acc.dtype)
+    check_int32(acc, op, bound)
+    return acc
+
+
+def fully_connected(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, params: FullyConnectedParams) -> np.ndarray:
+    """x (..., K), w (N, K), bias (N,) int32 of scale s_x * s_w or None -> (..., N) in params.out.dtype.
+
+    Raises ModelError on an int32 overflow of an accumulator.
+    """
+    a = params.x.shifted(x.reshape(-1, x.shape[-1]))
+    b = w.T.astype(np.int32) - params.w_zero_point
+    acc = add_bias(exact_matmul(a, b), bias, "FULLY_CONNECTED", product_bound(a, b))
+    q, shift = weight_multiplier(params.x, params.w_scale, params.out)
+    lo, hi = activation_range(params.activation, params.out)
+    y = requantize(acc, q, shift, params.out.zero_point, lo, hi, params.rounding, dtype=params.out.dtype)
+    return y.reshape(*x.shape[:-1], w.shape[0])
+
+
+OPS = {"FULLY_CONNECTED": fully_connected}

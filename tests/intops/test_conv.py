@@ -1,0 +1,172 @@
+"""Convolutions against LiteRT's reference kernels: every stride, padding, dilation and group count."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeq.errors import ModelError
+from edgeq.intops.conv import ConvParams, conv_2d, depthwise_conv_2d, transpose_conv
+from edgeq.intops.quant import Quant
+from edgeq.intops.windows import same_pads
+from tests.intops.litert import activation, codes, constant, quants, run_op, same
+
+ACTIVATIONS = st.sampled_from(["NONE", "RELU", "RELU6", "RELU_N1_TO_1"])
+SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
+KERNELS = st.tuples(st.integers(1, 4), st.integers(1, 4))
+PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))
+SEEDS = st.integers(0, 2**32)
+
+
+def spread(rng: np.random.Generator, channels: int, x: Quant, out: Quant, terms: int) -> np.ndarray:
+    """Weight scales that put the outputs anywhere from all zero to all saturated, one channel at least in between."""
+    usual = out.scale * 100 / (x.scale * 127 * 127 * terms**0.5)
+    return (usual * 2.0 ** rng.uniform(-14, 8, channels)).astype(np.float32)
+
+
+def geometry(
+    size: tuple[int, int], kernel: tuple[int, int], strides: tuple[int, int], dilations: tuple[int, int], padding: str
+) -> tuple[tuple[tuple[int, int], tuple[int, int]], tuple[int, int]]:
+    if padding == "SAME":
+        rows, columns = (-(-n // s) for n, s in zip(size, strides, strict=True))
+        return same_pads(size, kernel, strides, dilations), (rows, columns)
+    rows, columns = (
+        (n - (k - 1) * d - 1) // s + 1 for n, k, s, d in zip(size, kernel, strides, dilations, strict=True)
+    )
+    return ((0, 0), (0, 0)), (rows, columns)
+
+
+def options(strides: tuple[int, int], dilations: tuple[int, int], padding: str, fused: str) -> dict[str, object]:
+    return {
+        "padding": padding, "fusedActivationFunction": fused,
+        "strideH": strides[0], "strideW": strides[1],
+        "dilationHFactor": dilations[0], "dilationWFactor": dilations[1],
+    }  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    SEEDS, SIZES, KERNELS, PAIRS, PAIRS, st.sampled_from(["SAME", "VALID"]), st.sampled_from([1, 1, 2, 3]),
+    st.tuples(st.integers(1, 5), st.integers(1, 4)), st.booleans(), st.booleans(), quants(), quants(), ACTIVATIONS,
+)  # fmt: skip
+def test_conv_2d(seed, size, kernel, strides, dilations, padding, groups, channels, per_channel, biased, x_q, y_q,
+                 fused) -> None:  # fmt: skip
+    if padding == "VALID":
+        size = tuple(n + (k - 1) * d for n, k, d in zip(size, kernel, dilations, strict=True))
+    rng = np.random.default_rng(seed)
+    cg, o = channels[0], channels[1] * groups
+    x, w = codes(rng, (2, *size, cg * groups)), codes(rng, (o, *kernel, cg))
+    scale = spread(rng, o if per_channel else 1, x_q, y_q, w[0].size)
+    bias = rng.integers(-5000, 5000, o).astype(np.int32) * np.int32(biased)  # LiteRT's int8 kernel asks for one
+    pads, out = geometry(size, kernel, strides, dilations, padding)
+    want = run_op(
+        "CONV_2D",
+        [activation("x", x.shape, x_q), constant("w", w, scale),
+         constant("b", bias, np.float32(x_q.scale) * scale)],
+        {"x": x}, activation("y", (2, *out, o), y_q), options(strides, dilations, padding, fused),
+    )  # fmt: skip
+    params = ConvParams(x_q, scale, y_q, strides, pads, dilations, activation=fused)
+    same(conv_2d(x, w, bias if biased else None, params), want)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    SEEDS, SIZES, KERNELS, st.integers(1, 3), PAIRS, st.sampled_from(["SAME", "VALID"]), st.integers(1, 5),
+    st.integers(1, 3), st.booleans(), quants(), quants(), ACTIVATIONS,
+)  # fmt: skip
+def test_depthwise_conv_2d(seed, size, kernel, stride, dilations, padding, c, multiple, per_channel, x_q, y_q,
+                           fused) -> None:  # fmt: skip
+    if padding == "VALID":
+        size = tuple(n + (k - 1) * d for n, k, d in zip(size, kernel, dilations, strict=True))
+    rng = np.random.default_rng(seed)
+    o, strides = c * multiple, (stride, stride)
+    x, w = codes(rng, (2, *size, c)), codes(rng, (1, *kernel, o))
+    scale = spread(rng, o if per_channel else 1, x_q, y_q, kernel[0] * kernel[1])
+    bias = rng.integers(-5000, 5000, o).astype(np.int32)
+    pads, out = geometry(size, kernel, strides, dilations, padding)
+    want = run_op(
+        "DEPTHWISE_CONV_2D",
+        [activation("x", x.shape, x_q), constant("w", w, scale, axis=3),
+         constant("b", bias, np.float32(x_q.scale) * scale)],
+        {"x": x}, activation("y", (2, *out, o), y_q),
+        options(strides, dilations, padding, fused) | {"depthMultiplier": multiple},
+    )  # fmt: skip
+    got = depthwise_conv_2d(x, w, bias, ConvParams(x_q, scale, y_q, strides, pads, dilations, activation=fused))
+    same(got, want)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    SEEDS, st.tuples(st.integers(1, 6), st.integers(1, 6)), KERNELS, PAIRS, st.sampled_from(["SAME", "VALID"]),
+    st.integers(1, 4), st.integers(1, 4), quants(), quants(),
+)  # fmt: skip
+def test_transpose_conv(seed, size, kernel, strides, padding, c, o, x_q, y_q) -> None:
+    rng = np.random.default_rng(seed)
+    if padding == "SAME":
+        out = tuple(n * s for n, s in zip(size, strides, strict=True))
+    else:
+        out = tuple((n - 1) * s + k for n, s, k in zip(size, strides, kernel, strict=True))
+    pads = same_pads(out, kernel, strides) if padding == "SAME" else ((0, 0), (0, 0))
+    x, w = codes(rng, (2, *size, c)), codes(rng, (o, *kernel, c))
+    scale = spread(rng, o, x_q, y_q, w[0].size)
+    bias = rng.integers(-5000, 5000, o).astype(np.int32)
+    want = run_op(
+        "TRANSPOSE_CONV",
+        [constant("size", np.array([2, *out, o], np.int32)), constant("w", w, scale), activation("x", x.shape, x_q),
+         constant("b", bias, np.float32(x_q.scale) * scale)],
+        {"x": x}, activation("y", (2, *out, o), y_q),
+        {"padding": padding, "strideH": strides[0], "strideW": strides[1]},
+    )  # fmt: skip
+    same(transpose_conv(x, w, bias, ConvParams(x_q, scale, y_q, strides, pads), out), want)
+
+
+@pytest.mark.parametrize("ratio", [2.0**-40, 2.0**-33, 2.0**-32, 2.0**-31, 1 - 2.0**-24, 1.0, 1 + 2.0**-23, 2.0**7])
+@pytest.mark.parametrize("zero_point", [-128, 127])
+def test_extreme_multipliers(ratio: float, zero_point: int) -> None:
+    """s_x * s_w / s_y near 0, beyond the last shift, and around 1, with the zero points at both ends."""
+    x = np.arange(-128, 128, dtype=np.int8).reshape(1, 16, 16, 1)
+    w = np.array([[[[127]]], [[[-127]]], [[[1]]], [[[0]]]], np.int8)
+    scale, bias = np.full(4, ratio, np.float32), np.array([2**30, -(2**30), 7, -7], np.int32)
+    x_q, y_q = Quant(1.0, zero_point), Quant(1.0, -1 - zero_point)
+    want = run_op(
+        "CONV_2D",
+        [activation("x", x.shape, x_q), constant("w", w, scale), constant("b", bias, scale)],
+        {"x": x}, activation("y", (1, 16, 16, 4), y_q), options((1, 1), (1, 1), "VALID", "NONE"),
+    )  # fmt: skip
+    same(conv_2d(x, w, bias, ConvParams(x_q, scale, y_q)), want)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, quants("uint8"), quants("uint8"), st.integers(0, 255), ACTIVATIONS)
+def test_uint8_conv_with_weight_zero_point(seed, x_q, y_q, w_zero, fused) -> None:
+    rng = np.random.default_rng(seed)
+    x, w = codes(rng, (1, 6, 5, 3), "uint8"), codes(rng, (4, 3, 2, 3), "uint8")
+    scale = spread(rng, 1, x_q, y_q, 18)
+    bias = rng.integers(-5000, 5000, 4).astype(np.int32)
+    pads, out = geometry((6, 5), (3, 2), (1, 1), (1, 1), "SAME")
+    want = run_op(
+        "CONV_2D",
+        [activation("x", x.shape, x_q), constant("w", w, scale, np.array([w_zero])),
+         constant("b", bias, np.float32(x_q.scale) * scale)],
+        {"x": x}, activation("y", (1, *out, 4), y_q), options((1, 1), (1, 1), "SAME", fused),
+    )  # fmt: skip
+    params = ConvParams(x_q, scale, y_q, pads=pads, w_zero_point=w_zero, activation=fused)
+    same(conv_2d(x, w, bias, params), want)
+
+
+def test_what_overflows_is_reported() -> None:
+    x, w = np.full((1, 1, 1, 600), 127, np.int8), np.full((1, 1, 1, 600), 127, np.int8)
+    params = ConvParams(Quant(1.0, -128), np.float32(1e-9), Quant(1.0))
+    assert conv_2d(x, w, np.array([2**31 - 1 - 600 * 127 * 255], np.int32), params)[0, 0, 0, 0] == 2
+    with pytest.raises(ModelError, match="CONV_2D: an accumulator reaches 2147483648"):
+        conv_2d(x, w, np.array([2**31 - 600 * 127 * 255], np.int32), params)
+
+
+def test_channels_that_do_not_divide_are_refused() -> None:
+    params = ConvParams(Quant(1.0), np.float32(1), Quant(1.0))
+    with pytest.raises(ModelError, match="5 input and 4 output"):
+        conv_2d(np.zeros((1, 2, 2, 5), np.int8), np.zeros((4, 1, 1, 2), np.int8), None, params)
+    with pytest.raises(ModelError, match="not a multiple"):
+        depthwise_conv_2d(np.zeros((1, 2, 2, 5), np.int8), np.zeros((1, 1, 1, 4), np.int8), None, params)
