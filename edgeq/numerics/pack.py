@@ -1,0 +1,118 @@
+"""Codes of 2, 4 and 8 bits in bytes, as ONNX tensors and onnxruntime's MatMulNBits store them.
+
+ONNX packs the flattened tensor, the first element in the lowest bits of a byte; a last partial byte is padded with
+zeros (onnx.proto, TensorProto.DataType INT4 and INT2). MatMulNBits takes a weight (K, N) as unsigned codes (N, K) in
+blocks along K, each block in whole bytes (onnxruntime, docs/ContribOperators.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeq.errors import RecipeError
+from edgeq.numerics.affine import params_shape, storage_dtype
+from edgeq.types import PerBlock, QParams, QSpec, QTensor
+
+MATMUL_BITS = (2, 4, 8)
+
+
+def _pack_rows(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Pack the last axis, padded with zeros to whole bytes."""
+    per = 8 // bits
+    if codes.shape[-1] % per:
+        pad = [(0, 0)] * (codes.ndim - 1) + [(0, -codes.shape[-1] % per)]
+        codes = np.pad(codes, pad)
+    unsigned = codes.astype(np.uint8) & np.uint8(2**bits - 1)
+    out = unsigned[..., ::per].copy()
+    for i in range(1, per):
+        out |= unsigned[..., i::per] << np.uint8(i * bits)
+    return out
+
+
+def _unpack_rows(packed: np.ndarray, bits: int, length: int) -> np.ndarray:
+    """The first `length` unsigned codes of the last axis."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    codes = (packed[..., None] >> shifts) & np.uint8(2**bits - 1)
+    return codes.reshape(*packed.shape[:-1], -1)[..., :length]
+
+
+def pack(codes: np.ndarray, bits: int) -> np.ndarray:
+    """Codes of any shape, signed (two's complement) or not, to uint8 (ceil(size * bits / 8),), lowest bits first."""
+    return _pack_rows(codes.reshape(-1), bits)
+
+
+def unpack(packed: np.ndarray, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `pack`: codes of `shape` in `storage_dtype(dtype)`.
+
+    Raises ValueError when there are too few bytes.
+    """
+    spec = QSpec(dtype)
+    size = int(np.prod(shape, dtype=np.int64))
+    if packed.size * 8 < size * spec.bits:
+        raise ValueError(f"{packed.size} bytes are too few for {shape} of {dtype}")
+    codes = _unpack_rows(packed.reshape(-1), spec.bits, size)
+    if spec.signed and spec.bits < 8:
+        up = np.uint8(8 - spec.bits)  # the sign bit goes to the top, and comes down arithmetically
+        codes = (codes << up).view(np.int8) >> np.int8(up)
+    return codes.view(storage_dtype(dtype)).reshape(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class MatMulNBits:
+    """Inputs and attributes of com.microsoft MatMulNBits for a weight (K, N), with blocks = ceil(K / block_size).
+
+    b: uint8 (N, blocks, block_size * bits / 8). scales: float32 (N, blocks).
+    zero_points: uint8 (N, ceil(blocks * bits / 8)), or None when all are 2**(bits - 1).
+    """
+
+    b: np.ndarray
+    scales: np.ndarray
+    zero_points: np.ndarray | None
+    bits: int
+    block_size: int
+    k: int
+    n: int
+
+
+def to_matmul_nbits(q: QTensor) -> MatMulNBits:
+    """The layout of MatMulNBits of a rank-2 weight, quantized per block; the blocked axis is K, the other N.
+
+    Signed codes are shifted by 2**(bits - 1). Raises RecipeError for what the kernel has no form for.
+    """
+    spec, axis, size = q.params.spec, *_block_of(q.params.spec)
+    if q.data.ndim != 2 or spec.bits not in MATMUL_BITS or size < 16 or size & (size - 1):
+        raise RecipeError(
+            f"MatMulNBits takes rank 2, {MATMUL_BITS} bits and a block of a power of two from 16 on, "
+            f"not {q.data.shape} of {spec.dtype} in blocks of {size}"
+        )
+    shift = 2 ** (spec.bits - 1) if spec.signed else 0
+    codes, scales, zeros = q.data, q.params.scale, q.params.zero_point
+    if axis % 2 == 0:
+        codes, scales, zeros = codes.T, scales.T, zeros.T
+    n, k = codes.shape
+    whole = np.zeros((n, scales.shape[1] * size), np.uint8)
+    whole[:, :k] = codes.astype(np.int16) + shift
+    b = _pack_rows(whole.reshape(n, -1, size), spec.bits)
+    zeros = zeros + shift
+    packed = None if (zeros == 2 ** (spec.bits - 1)).all() else _pack_rows(zeros, spec.bits)
+    return MatMulNBits(b, np.ascontiguousarray(scales), packed, spec.bits, size, k, n)
+
+
+def from_matmul_nbits(m: MatMulNBits) -> QTensor:
+    """The weight (N, K) of a MatMulNBits node, unsigned, per block along axis 1."""
+    spec = QSpec(f"uint{m.bits}", symmetric=m.zero_points is None, granularity=PerBlock(1, m.block_size))
+    blocks = params_shape((m.n, m.k), spec.granularity)[1]
+    codes = _unpack_rows(m.b, m.bits, m.block_size).reshape(m.n, -1)[:, : m.k]
+    if m.zero_points is None:
+        zeros = np.full((m.n, blocks), 2 ** (m.bits - 1), np.int32)
+    else:
+        zeros = _unpack_rows(m.zero_points.reshape(m.n, -1), m.bits, blocks).astype(np.int32)
+    return QTensor(np.ascontiguousarray(codes), QParams(m.scales.reshape(m.n, blocks), zeros, spec))
+
+
+def _block_of(spec: QSpec) -> tuple[int, int]:
+    if not isinstance(spec.granularity, PerBlock):
+        raise RecipeError(f"MatMulNBits needs a weight quantized per block, not {spec.granularity}")
+    return spec.granularity.axis, spec.granularity.size

@@ -1,0 +1,107 @@
+import ml_dtypes
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeq.errors import RecipeError
+from edgeq.numerics import affine, pack
+from edgeq.types import PerBlock, PerTensor, QParams, QSpec, QTensor
+
+SMALL = ["int4", "uint4", "int2", "uint2"]
+
+
+@given(st.sampled_from([*SMALL, "int8", "uint8"]), st.integers(0, 33), st.integers(0, 1000))
+def test_round_trip(dtype, size, seed):
+    spec = QSpec(dtype)
+    codes = np.random.default_rng(seed).integers(spec.qmin, spec.qmax + 1, size).astype(affine.storage_dtype(dtype))
+    packed = pack.pack(codes, spec.bits)
+    assert packed.nbytes == -(-size * spec.bits // 8)
+    back = pack.unpack(packed, dtype, (size,))
+    assert back.dtype == codes.dtype
+    np.testing.assert_array_equal(back, codes)
+
+
+@pytest.mark.parametrize("dtype", SMALL)
+@pytest.mark.parametrize("shape", [(5, 3), (8,), (1, 2, 7)])
+def test_bytes_are_those_of_onnx(dtype, shape):
+    spec = QSpec(dtype)
+    codes = np.random.default_rng(1).integers(spec.qmin, spec.qmax + 1, shape).astype(affine.storage_dtype(dtype))
+    theirs = numpy_helper.from_array(codes.astype(getattr(ml_dtypes, dtype)))
+    assert theirs.data_type == getattr(TensorProto, dtype.upper())
+    assert theirs.raw_data == pack.pack(codes, spec.bits).tobytes()
+    ours = onnx.TensorProto(
+        dims=shape, data_type=theirs.data_type, raw_data=pack.pack(codes, spec.bits).tobytes(), name="w"
+    )
+    np.testing.assert_array_equal(numpy_helper.to_array(ours).astype(np.int8), codes.astype(np.int8))
+
+
+def test_too_few_bytes():
+    with pytest.raises(ValueError, match="too few"):
+        pack.unpack(np.zeros(3, np.uint8), "int4", (7,))
+
+
+def run_kernel(m, x):
+    inputs = ["x", "b", "s"] + (["z"] if m.zero_points is not None else [])
+    node = helper.make_node(
+        "MatMulNBits", inputs, ["y"], domain="com.microsoft", K=m.k, N=m.n, bits=m.bits, block_size=m.block_size
+    )
+    held = [numpy_helper.from_array(m.b, "b"), numpy_helper.from_array(m.scales, "s")]
+    if m.zero_points is not None:
+        held.append(numpy_helper.from_array(m.zero_points, "z"))
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph([node], "g", [info("x", 1, x.shape)], [info("y", 1, (len(x), m.n))], held)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([2, 4, 8]),
+    st.sampled_from([16, 32, 64, 128]),
+    st.integers(1, 150),
+    st.integers(1, 9),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 1000),
+)
+def test_the_kernel_reads_the_layout(bits, size, k, n, signed, symmetric, transposed, seed):
+    rng = np.random.default_rng(seed)
+    spec = QSpec(f"int{bits}" if signed else f"uint{bits}", symmetric, PerBlock(0 if transposed else 1, size))
+    w = rng.normal(size=(n, k)).astype(np.float32) + np.float32(0.5)
+    w = np.ascontiguousarray(w.T) if transposed else w
+    params = affine.qparams(*affine.weight_ranges(w, spec.granularity), spec)
+    q = QTensor(affine.quantize(w, params), params)
+    m = pack.to_matmul_nbits(q)
+    assert m.b.shape == (n, -(-k // size), size * bits // 8)
+    assert (m.zero_points is None) or not symmetric
+    real = affine.dequantize(q.data, params)
+    real = real.T if transposed else real
+    x = rng.normal(size=(3, k)).astype(np.float32)
+    np.testing.assert_allclose(run_kernel(m, x), x @ real.T, rtol=1e-4, atol=1e-4)
+    back = pack.from_matmul_nbits(m)
+    np.testing.assert_array_equal(affine.dequantize(back.data, back.params), real)
+
+
+def test_negative_scales_pass_through_the_kernel():
+    """Signed-absmax blocks (as GGUF Q4_0 has them) need them."""
+    rng = np.random.default_rng(0)
+    spec = QSpec("int4", granularity=PerBlock(1, 32))
+    scale = rng.normal(size=(5, 2)).astype(np.float32)
+    params = QParams(scale, np.zeros((5, 2), np.int32), spec)
+    q = QTensor(rng.integers(-8, 8, (5, 64)).astype(np.int8), params)
+    x = rng.normal(size=(2, 64)).astype(np.float32)
+    want = x @ affine.dequantize(q.data, params).T
+    np.testing.assert_allclose(run_kernel(pack.to_matmul_nbits(q), x), want, rtol=1e-4, atol=1e-3)
+
+
+def test_forms_without_a_kernel_are_refused():
+    for spec in (QSpec("int4", granularity=PerTensor()), QSpec("int16", granularity=PerBlock(1, 32))):
+        params = affine.qparams(*affine.weight_ranges(np.ones((4, 32)), spec.granularity), spec)
+        with pytest.raises(RecipeError, match="MatMulNBits"):
+            pack.to_matmul_nbits(QTensor(np.zeros((4, 32), np.int16), params))
