@@ -1,0 +1,175 @@
+"""GGUF block formats against llama.cpp's own C functions (bit for bit) and against the `gguf` package."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeq.errors import ModelError, RecipeError
+from edgeq.numerics.gguf import KINDS, dequantize, quantize
+from tests.require import require
+
+PACKED = [k for k in KINDS if k not in ("F32", "F16", "BF16")]
+BLOCK = [k for k in PACKED if not k.startswith("TQ")]
+
+
+@pytest.fixture(scope="module")
+def ggml() -> ctypes.CDLL:
+    require("xllamacpp", "pip install --no-deps xllamacpp")
+    lib = ctypes.CDLL(importlib.import_module("xllamacpp").xllamacpp.__file__)
+    for kind in PACKED:
+        pointer, count = ctypes.c_void_p, ctypes.c_int64
+        getattr(lib, f"quantize_row_{c_name(kind)}_ref").argtypes = [pointer, pointer, count]
+        getattr(lib, f"dequantize_row_{c_name(kind)}").argtypes = [pointer, pointer, count]
+        getattr(lib, f"quantize_{c_name(kind)}").argtypes = [pointer, pointer, count, count, pointer]
+        getattr(lib, f"quantize_{c_name(kind)}").restype = ctypes.c_size_t
+    return lib
+
+
+def c_name(kind: str) -> str:
+    return kind[:-1].lower() + "K" if kind.endswith("_K") else kind.lower()
+
+
+def empty(w: np.ndarray, kind: str) -> np.ndarray:
+    return np.zeros((len(w), w.shape[1] // KINDS[kind].size * KINDS[kind].nbytes), np.uint8)
+
+
+def reference(lib: ctypes.CDLL, w: np.ndarray, kind: str) -> np.ndarray:
+    out = empty(w, kind)
+    getattr(lib, f"quantize_row_{c_name(kind)}_ref")(w.ctypes.data, out.ctypes.data, w.size)
+    return out
+
+
+def file_quantizer(lib: ctypes.CDLL, w: np.ndarray, kind: str, imatrix: np.ndarray | None) -> np.ndarray:
+    out = empty(w, kind)
+    importance = None if imatrix is None else imatrix.ctypes.data
+    getattr(lib, f"quantize_{c_name(kind)}")(w.ctypes.data, out.ctypes.data, len(w), w.shape[1], importance)
+    return out
+
+
+def weights(name: str) -> np.ndarray:
+    rng = np.random.default_rng(7)
+    shape = (150, 768)
+    normal = rng.standard_normal(shape)
+    table = {
+        "normal": normal,
+        "heavy tails": rng.standard_t(2, shape),
+        "mostly zero": normal * (rng.random(shape) < 0.05),  # holds -0 too, and blocks of zeros
+        "positive": rng.random(shape) + 0.1,
+        "negative": -rng.random(shape) - 0.1,
+        "ternary": rng.integers(-1, 2, shape),
+        "many magnitudes": normal * 10.0 ** rng.integers(-9, 5, (shape[0], 1)),
+        "constant": np.full(shape, 0.3),
+        "one row of one block": normal[:1, :256],
+    }
+    return np.ascontiguousarray(table[name], np.float32)
+
+
+DISTRIBUTIONS = [
+    "normal", "heavy tails", "mostly zero", "positive", "negative", "ternary", "many magnitudes", "constant",
+    "one row of one block",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PACKED)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_codes_equal_the_c_reference(ggml: ctypes.CDLL, kind: str, name: str) -> None:
+    w = weights(name)
+    got, want = quantize(w, kind), reference(ggml, w, kind)
+    if kind == "IQ4_NL":  # the reference leaves the codes of an all-zero block undefined
+        full = np.abs(w.reshape(-1, 32)).max(1) > 0
+        got, want = got.reshape(-1, 18)[full], want.reshape(-1, 18)[full]
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("kind", PACKED)
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+def test_importance_matrix_equals_the_c_quantizer(ggml: ctypes.CDLL, kind: str, name: str) -> None:
+    w = weights(name)
+    imatrix = np.random.default_rng(3).gamma(1.0, 1.0, w.shape[1]).astype(np.float32)
+    imatrix[5:40] = 0  # channels that calibration never saw
+    np.testing.assert_array_equal(quantize(w, kind, imatrix), file_quantizer(ggml, w, kind, imatrix))
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_search_equals_the_c_quantizer_of_files(ggml: ctypes.CDLL, kind: str) -> None:
+    w = weights("normal")
+    np.testing.assert_array_equal(quantize(w, kind, search=True), file_quantizer(ggml, w, kind, None))
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_dequantize_equals_c_on_any_bytes(ggml: ctypes.CDLL, kind: str) -> None:
+    k = KINDS[kind]
+    data = np.random.default_rng(1).integers(0, 256, (40, 3 * k.nbytes), dtype=np.uint8)
+    block = data.reshape(-1).view(k.layout)
+    for name in k.halves:
+        block[name] = np.random.default_rng(2).standard_normal(len(block))
+    want = np.empty((40, 3 * k.size), np.float32)
+    getattr(ggml, f"dequantize_row_{c_name(kind)}")(data.ctypes.data, want.ctypes.data, want.size)
+    np.testing.assert_array_equal(dequantize(data, kind), want)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_gguf_package_reads_the_same_weights(kind: str) -> None:
+    gguf = pytest.importorskip("gguf")
+    w = weights("normal")
+    number = gguf.GGMLQuantizationType(KINDS[kind].number)
+    assert number.name == kind
+    assert gguf.GGML_QUANT_SIZES[number] == (KINDS[kind].size, KINDS[kind].nbytes)
+    data = quantize(w, kind)
+    np.testing.assert_array_equal(dequantize(data, kind), gguf.quants.dequantize(data, number))
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "TQ1_0", "TQ2_0"])
+def test_gguf_package_writes_the_same_bytes(kind: str) -> None:
+    gguf = pytest.importorskip("gguf")
+    w = weights("heavy tails")
+    want = gguf.quants.quantize(w, gguf.GGMLQuantizationType[kind])
+    np.testing.assert_array_equal(quantize(w, kind), want.view(np.uint8))
+
+
+@pytest.mark.parametrize("kind", BLOCK)
+def test_error_falls_with_bits(kind: str) -> None:
+    """Uniform noise of a b-bit grid has 6.02 b + c dB; every kind must be within a few dB of its code's bits."""
+    w = weights("normal")
+    error = dequantize(quantize(w, kind), kind) - w
+    sqnr = 10 * np.log10(np.mean(w**2) / np.mean(error**2))
+    code_bits = int(kind[2] if kind.startswith("IQ") else kind[1])
+    assert 6.02 * code_bits - 5 < sqnr < 6.02 * code_bits + 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(BLOCK), st.integers(1, 3), st.integers(1, 3), st.integers(0, 2**32 - 1))
+def test_a_row_does_not_depend_on_its_neighbours(kind: str, rows: int, per_row: int, seed: int) -> None:
+    w = np.random.default_rng(seed).standard_normal((rows, per_row * KINDS[kind].size)).astype(np.float32)
+    np.testing.assert_array_equal(quantize(w, kind), np.concatenate([quantize(r[None], kind) for r in w]))
+
+
+@pytest.mark.parametrize("kind", [k for k in KINDS if KINDS[k].size > 1])
+def test_shape_error_names_shape_and_block(kind: str) -> None:
+    with pytest.raises(ModelError, match=rf"{KINDS[kind].size}.*\(2, 40\)"):
+        quantize(np.zeros((2, 40), np.float32), kind)
+    with pytest.raises(ModelError, match=str(KINDS[kind].nbytes)):
+        dequantize(np.zeros((2, KINDS[kind].nbytes + 1), np.uint8), kind)
+
+
+def test_refuses_what_cannot_be_stored() -> None:
+    w = np.zeros((2, 256), np.float32)
+    w[1, 3] = np.nan
+    with pytest.raises(ModelError, match="NaN"):
+        quantize(w, "Q4_K")
+    w[1, 3] = 1e9
+    with pytest.raises(ModelError, match="float16"):
+        quantize(w, "Q8_0")
+    with pytest.raises(ModelError, match="float16"):
+        quantize(w, "F16")
+    with pytest.raises(ModelError, match="importance"):
+        quantize(np.ones((2, 256), np.float32), "Q4_K", np.ones(255))
+    with pytest.raises(RecipeError, match="Q4_K"):
+        quantize(w, "Q4_X")
+    assert quantize(np.zeros((0, 256), np.float32), "Q4_K").shape == (0, 144)
