@@ -87,8 +87,9 @@ def quantize(w: np.ndarray, kind: str, imatrix: np.ndarray | None = None, search
 
     imatrix: float32 [K], the mean square of the inputs that meet each column, for the kinds that can use it.
     search: IQ4_NL alone has a reference that tries one scale (`quantize_row_iq4_nl_ref`) beside the search with which
-    llama.cpp writes files; True, or an imatrix, takes the search. Raises ModelError for a shape that does not fit, values that are not
-    finite or beyond the float16 scales; RecipeError for an unknown kind.
+    llama.cpp writes files; True, or an imatrix, takes the search.
+    Raises ModelError for a shape that does not fit, values that are not finite, or beyond the float16 scales;
+    RecipeError for an unknown kind.
     """
     k = kind_of(kind)
     if w.ndim != 2 or w.shape[1] % k.size:
@@ -111,7 +112,7 @@ def quantize(w: np.ndarray, kind: str, imatrix: np.ndarray | None = None, search
             raise ModelError(f"weights {w.shape} hold NaN or infinity near row {i}, which {kind} can't store")
         if not part.size:
             continue
-        with np.errstate(over="ignore"):  # checked on the next line
+        with np.errstate(all="ignore"):  # what overflows is found below
             out[i : i + step] = encode(part, imatrix)
         stored = out[i : i + step].reshape(-1).view(k.layout)
         if not all(np.isfinite(stored[name]).all() for name in k.halves):
