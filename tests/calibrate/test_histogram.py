@@ -1,0 +1,102 @@
+from fractions import Fraction
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from edgeq.calibrate.histogram import LIMIT, Histogram
+
+FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
+SCALED = st.builds(lambda m, e: float(np.float32(m * 2.0**e)), st.floats(-1, 1), st.integers(-130, 120))
+
+
+def of(*arrays):
+    out = Histogram()
+    for a in arrays:
+        out.update(np.asarray(a, np.float32))
+    return out
+
+
+def same(a, b):
+    for key, value in a.state().items():
+        np.testing.assert_array_equal(value, b.state()[key], err_msg=key)
+
+
+def by_fractions(bins, values):
+    """The documented rule, in exact rational arithmetic, one value at a time."""
+    width = Fraction(2) ** bins.exponent / LIMIT
+    counts = np.zeros(2 * LIMIT - 1, np.int64)
+    for v in values:
+        counts[LIMIT - 1 + int(Fraction(float(v)) / width)] += 1
+    return counts
+
+
+@settings(max_examples=200, deadline=None)
+@given(hnp.arrays(np.float32, st.integers(1, 20), elements=FINITE | SCALED))
+def test_every_value_is_in_the_bin_that_the_rule_names(x):
+    h = of(x)
+    size = np.abs(x)
+    for bins, members in ((h.near, x[size < 2**13]), (h.far, x[size >= 2**13])):
+        np.testing.assert_array_equal(bins.counts, by_fractions(bins, members))
+        if members.size and (reach := float(np.abs(members).max())) >= 2.0**-116:
+            assert reach < 2.0**bins.exponent <= 2 * reach  # the width is as fine as the range allows
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(hnp.arrays(np.float32, st.integers(1, 8), elements=SCALED | st.floats(width=32)), min_size=1, max_size=8),
+    st.randoms(),
+)
+def test_merge_is_exact_in_any_order_and_grouping(batches, random):
+    whole = of(*batches)
+    parts = [of(b) for b in batches]
+    random.shuffle(parts)
+    while len(parts) > 1:
+        i = random.randrange(len(parts) - 1)
+        parts[i].merge(parts.pop(i + 1))
+    same(whole, parts[0])
+    same(whole, of(np.concatenate(batches)))
+    same(whole, Histogram.from_state(whole.state()))
+
+
+def test_growth_equals_one_pass_over_everything():
+    rng = np.random.default_rng(0)
+    batches = [rng.normal(scale=10.0**e, size=100_003).astype(np.float32) for e in (-3, 0, -1, 2, 1)]
+    same(of(*batches), of(np.concatenate(batches)))
+    edges = np.arange(-LIMIT, LIMIT + 1) * of(*batches).near.width
+    want = np.histogram(np.concatenate(batches).astype(np.float64), edges)[0]
+    got = of(*batches).near.counts
+    np.testing.assert_array_equal(got[LIMIT:], want[LIMIT + 1 :])  # numpy's bins of positive values are the same
+    assert got[LIMIT - 1] == want[LIMIT - 1] + want[LIMIT]
+
+
+def test_merge_leaves_the_other_alone():
+    a, b = of([1.0]), of([1e-3])
+    before = b.state()["near"].copy()
+    a.merge(b)
+    a.update(np.ones(5, np.float32))
+    np.testing.assert_array_equal(b.near.counts, before)
+
+
+def test_a_subsample_takes_the_width_of_the_whole():
+    x = np.random.default_rng(0).normal(size=10_000).astype(np.float32)
+    h = Histogram()
+    h.update(x[::7], float(x.min()), float(x.max()))
+    assert h.near.exponent == of(x).near.exponent
+    assert h.near.counts.sum() == len(x[::7])
+
+
+def test_masks_leave_the_rest_sharp():
+    x = np.random.default_rng(0).normal(size=1000).astype(np.float32)
+    masked = of(x, [-1e4, -3.4e38, -np.inf, np.nan])
+    np.testing.assert_array_equal(masked.near.counts, of(x).near.counts)
+    assert masked.far.counts.sum() == 2
+
+
+def test_zeros_and_nothing():
+    h = of(np.zeros(5), np.zeros((0, 3)))
+    assert h.near.counts[LIMIT - 1] == 5
+    h.merge(of([1.0, -1.0]))
+    assert h.near.counts.sum() == 7
+    same(h, of([1.0, -1.0, 0, 0, 0, 0, 0]))
