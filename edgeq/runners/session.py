@@ -40,7 +40,7 @@ class Session(Protocol):
 
 
 def options(
-    runner: str, given: Mapping[str, Any], defaults: Mapping[str, Any], choices: Mapping[str, tuple[str, ...]] = CHOICES
+    runner: str, given: Mapping[str, Any], defaults: Mapping[str, Any], choices: Mapping[str, tuple[Any, ...]] = CHOICES
 ) -> dict[str, Any]:
     """`defaults` updated by `given`. Raises RecipeError for an unknown name, a value of another type or not a choice.
 
@@ -50,11 +50,13 @@ def options(
         if name not in defaults:
             raise RecipeError(f"runner {runner} has no option {name!r}: choose from {', '.join(sorted(defaults))}")
         if name in choices and value not in choices[name]:
-            raise RecipeError(f"runner {runner}: {name}={value!r} is not one of {', '.join(choices[name])}")
+            raise RecipeError(f"runner {runner}: {name}={value!r} is not one of {', '.join(map(str, choices[name]))}")
         default = defaults[name]
         accepted = (int, float) if isinstance(default, float) else type(default)
-        if default is not None and (not isinstance(value, accepted) or isinstance(value, bool) != isinstance(default, bool)):
+        if default is not None and (
+            not isinstance(value, accepted) or isinstance(value, bool) != isinstance(default, bool)
+        ):
             raise RecipeError(f"runner {runner}: {name}={value!r} must be of type {type(default).__name__}")
-        if isinstance(default, int | float) and not isinstance(default, bool) and value <= 0:
+        if isinstance(default, int | float) and not isinstance(default, bool) and not value > 0:
             raise RecipeError(f"runner {runner}: {name}={value!r} must be positive")
     return {**defaults, **given}
