@@ -1,0 +1,140 @@
+"""Timing that survives a noisy machine: everything compared is measured in turns within one run.
+
+Ratios are taken of medians over the rounds. Every session of a comparison has the same thread counts and the same
+spinning setting, so that only the model differs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+Feed = Mapping[str, np.ndarray]
+
+
+def ratios(
+    calls: Mapping[str, Callable[[], object]], base: str, rounds: int = 15, seconds: float = 0.05
+) -> dict[str, tuple[float, float]]:
+    """{name: (median seconds of one call, speed-up over `base`)}, measured round-robin.
+
+    In each round every callable runs as often as fills about `seconds`, its mean counts as one observation, and the
+    order is reversed from round to round, so that drift of the clock or the caches hits all of them alike.
+    """
+    repeats = {}
+    for name, call in calls.items():
+        call()
+        start = time.perf_counter()
+        call()
+        repeats[name] = max(1, round(seconds / (time.perf_counter() - start)))
+    observed: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(rounds):
+        for name in list(calls)[:: 1 if i % 2 else -1]:
+            call = calls[name]
+            start = time.perf_counter()
+            for _ in range(repeats[name]):
+                call()
+            observed[name].append((time.perf_counter() - start) / repeats[name])
+    times = {name: median(values) for name, values in observed.items()}
+    return {name: (t, times[base] / t) for name, t in times.items()}
+
+
+def session(model: Path, threads: int, spinning: bool = True, config: Mapping[str, str] | None = None):
+    """An onnxruntime CPU session at the default optimization level (all)."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    for key, value in (config or {}).items():
+        options.add_session_config_entry(key, value)
+    return ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+
+def latency(
+    models: Mapping[str, Path], feed: Feed, threads: int, base: str = "float", rounds: int = 15, spinning: bool = False
+) -> dict[str, tuple[float, float]]:
+    """`ratios` of whole inferences of several models on one feed.
+
+    Spinning is off by default: the idle workers of the sessions waiting for their turn would take the cores from the
+    one being timed.
+    """
+    sessions = {name: session(path, threads, spinning) for name, path in models.items()}
+    calls = {name: (lambda s=s: s.run(None, dict(feed))) for name, s in sessions.items()}
+    return ratios(calls, base, rounds)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a child process took. seconds: wall time, peak_rss: bytes; output: its standard output; error: or ''."""
+
+    seconds: float
+    peak_rss: int
+    output: str
+    error: str
+
+
+def peak_rss(cmd: Sequence[str], timeout: float = 1800, threads: int | None = None) -> Cost:
+    """Run `cmd` to its end and account for it alone (wait4), whatever earlier children took.
+
+    The child's own children count too on systems that fold them in when it reaps them, as Linux does.
+    """
+    env = dict(os.environ)
+    if threads:
+        env |= {k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        start = time.perf_counter()
+        child = subprocess.Popen(list(cmd), stdout=out, stderr=err, env=env, start_new_session=True)
+        usage, status = _wait(child, start + timeout)
+        seconds = time.perf_counter() - start
+        out.seek(0)
+        err.seek(0)
+        stdout, stderr = out.read().decode(errors="replace"), err.read().decode(errors="replace")
+    kib = usage.ru_maxrss if usage else 0
+    failed = "" if status == 0 else _last_line(stderr) or f"exit status {status}"
+    return Cost(seconds, kib * (1 if sys.platform == "darwin" else 1024), stdout, failed)
+
+
+def _wait(child: subprocess.Popen[bytes], deadline: float):
+    """(resource usage, exit status) by wait4; a child past its deadline is killed with its process group."""
+    while time.perf_counter() < deadline:
+        pid, status, usage = os.wait4(child.pid, os.WNOHANG)
+        if pid:
+            child.returncode = os.waitstatus_to_exitcode(status)
+            return usage, child.returncode
+        time.sleep(0.01)
+    os.killpg(child.pid, 9)
+    _, _, usage = os.wait4(child.pid, 0)
+    child.returncode = -9
+    return usage, "timeout"
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:200] if lines else ""
+
+
+def last_json(text: str) -> dict:
+    """The last line of a program's output that is a JSON object; {} when there is none."""
+    for line in reversed(text.splitlines()):
+        if line.startswith("{"):
+            return json.loads(line)
+    return {}
+
+
+def save_feeds(feeds: Iterable[Feed], path: Path) -> Path:
+    """Feeds of batch 1 as one `.npz` whose arrays carry the samples on axis 0."""
+    listed = list(feeds)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, **{key: np.concatenate([f[key] for f in listed]) for key in listed[0]})
+    return path
