@@ -76,7 +76,6 @@ _BY_TYPE: dict[str, tuple[int, int]] = {
     "CONCATENATION": (2, 3),
     "CONV_2D": (3, 4),
     "DEPTHWISE_CONV_2D": (3, 5),
-    "DEPTH_TO_SPACE": (2, 1),
     "DEQUANTIZE": (2, 3),
     "FULLY_CONNECTED": (4, 7),
     "GATHER": (2, 4),

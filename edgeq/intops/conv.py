@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeq.errors import ModelError
-from edgeq.intops.fully_connected import add_bias, weight_multiplier
+from edgeq.intops.fully_connected import add_bias, real_multiplier
 from edgeq.intops.matmul import exact_type
 from edgeq.intops.quant import Activation, Quant, activation_range
 from edgeq.intops.windows import Pads, Pair, padded, taps
-from edgeq.numerics.fixedpoint import Rounding, requantize
+from edgeq.numerics.fixedpoint import Rounding, multiplier, requantize
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +116,7 @@ def transpose_conv(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, params
 
 def _finish(acc: np.ndarray, bias: np.ndarray | None, params: ConvParams, op: str, bound: float) -> np.ndarray:
     acc = add_bias(acc, bias, op, bound)
-    q, shift = weight_multiplier(params.x, params.w_scale, params.out)
+    q, shift = multiplier(real_multiplier(params.x, params.w_scale, params.out))
     lo, hi = activation_range(params.activation, params.out)
     return requantize(acc, q, shift, params.out.zero_point, lo, hi, params.rounding, dtype=params.out.dtype)
 

@@ -1,14 +1,19 @@
-"""FULLY_CONNECTED: y = clamp(requantize((x - zx) @ (w - zw).T + bias)), weights per tensor or per output channel."""
+"""FULLY_CONNECTED: y = clamp(requantize((x - zx) @ (w - zw).T + bias)), weights per tensor or per output channel.
+
+LiteRT's reference kernel differs from its convolutions here: for int8 it multiplies by the real multiplier in
+float64 and rounds half away from zero, which `rounding="real"` does; uint8 uses the mantissa and shift.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from edgeq.intops.matmul import exact_matmul, largest, product_bound
 from edgeq.intops.quant import Activation, Quant, activation_range, check_int32
-from edgeq.numerics.fixedpoint import Rounding, multiplier, requantize
+from edgeq.numerics.fixedpoint import Rounding, multiplier, requantize, requantize_real
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,13 +25,13 @@ class FullyConnectedParams:
     out: Quant
     w_zero_point: int = 0
     activation: Activation = "NONE"
-    rounding: Rounding = "double"
+    rounding: Rounding | Literal["real"] = "real"
 
 
-def weight_multiplier(x: Quant, w_scale: np.ndarray, out: Quant) -> tuple[np.ndarray, np.ndarray]:
-    """(q, shift) of s_x * s_w / s_out in float64 from the float32 scales; shape of w_scale, () for one channel."""
+def real_multiplier(x: Quant, w_scale: np.ndarray, out: Quant) -> np.ndarray:
+    """s_x * s_w / s_out in float64 from the float32 scales; shape of w_scale, () for one channel."""
     scale = np.asarray(w_scale, np.float32).astype(np.float64)
-    return multiplier(x.scale * (scale.reshape(()) if scale.size == 1 else scale) / out.scale)
+    return np.asarray(x.scale * (scale.reshape(()) if scale.size == 1 else scale) / out.scale)
 
 
 def add_bias(acc: np.ndarray, bias: np.ndarray | None, op: str, bound: float) -> np.ndarray:
@@ -48,9 +53,13 @@ def fully_connected(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, param
     a = params.x.shifted(x.reshape(-1, x.shape[-1]))
     b = w.T.astype(np.int32) - params.w_zero_point
     acc = add_bias(exact_matmul(a, b), bias, "FULLY_CONNECTED", product_bound(a, b))
-    q, shift = weight_multiplier(params.x, params.w_scale, params.out)
+    m = real_multiplier(params.x, params.w_scale, params.out)
+    zero_point, dtype = params.out.zero_point, params.out.dtype
     lo, hi = activation_range(params.activation, params.out)
-    y = requantize(acc, q, shift, params.out.zero_point, lo, hi, params.rounding, dtype=params.out.dtype)
+    if params.rounding == "real":
+        y = requantize_real(acc, m, zero_point, lo, hi, dtype)
+    else:
+        y = requantize(acc, *multiplier(m), zero_point, lo, hi, params.rounding, dtype=dtype)
     return y.reshape(*x.shape[:-1], w.shape[0])
 
 

@@ -180,3 +180,15 @@ def _requantize_rows(
         x += zero_point
         out[start : start + step] = np.clip(x, lo, hi, out=x)
     return out
+
+
+def requantize_real(
+    acc: np.ndarray, m: ArrayLike, zero_point: int, lo: int, hi: int, dtype: np.typing.DTypeLike = np.int8
+) -> np.ndarray:
+    """clamp(round(acc * m) + zero_point, lo, hi), the product in float64 and rounded half away from zero.
+
+    m broadcasts against acc: no mantissa and shift, but the real multiplier itself.
+    """
+    x = acc.astype(np.float64) * np.asarray(m, np.float64)
+    x = np.trunc(x + np.copysign(0.5, x)) + zero_point
+    return np.clip(x, lo, hi).astype(dtype)

@@ -1,0 +1,67 @@
+"""RESIZE_BILINEAR and RESIZE_NEAREST_NEIGHBOR of NHWC codes; input and output share scale and zero point.
+
+Bilinear works in Q10: positions and weights are multiples of 1/1024, the result is rounded half away from zero.
+Nearest computes positions in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeq.intops.windows import Pair
+
+
+@dataclass(frozen=True)
+class ResizeParams:
+    """size: (OH, OW). At most one of the two flags."""
+
+    size: Pair
+    align_corners: bool = False
+    half_pixel_centers: bool = False
+
+
+def _axis_bilinear(n: int, out: int, params: ResizeParams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(lower, upper, weight of the upper) for each output position, the weight in 1/1024."""
+    aligned = params.align_corners and out > 1
+    scale = (1024 * (n - 1) + (out - 1) // 2) // (out - 1) if aligned else (1024 * n + out // 2) // out
+    position = np.arange(out, dtype=np.int64) * scale
+    if params.half_pixel_centers:
+        position += scale // 2 - 512
+    truncated = np.sign(position) * (np.abs(position) // 1024)
+    lower = np.maximum(truncated, 0)
+    above = position + 1023
+    upper = np.minimum(np.sign(above) * (np.abs(above) // 1024), n - 1)
+    return lower, upper, position - 1024 * lower
+
+
+def resize_bilinear(x: np.ndarray, params: ResizeParams) -> np.ndarray:
+    """x (N, H, W, C) int8 -> (N, OH, OW, C)."""
+    y0, y1, wy = _axis_bilinear(x.shape[1], params.size[0], params)
+    x0, x1, wx = _axis_bilinear(x.shape[2], params.size[1], params)
+    wide = x.astype(np.int64)
+    wy, wx = wy[:, None, None], wx[:, None]
+    rows = wide[:, y0] * (1024 - wy) + wide[:, y1] * wy
+    total = rows[:, :, x0] * (1024 - wx) + rows[:, :, x1] * wx
+    magnitude = (np.abs(total) + (1 << 19)) >> 20
+    return np.where(total > 0, magnitude, -magnitude).astype(x.dtype)
+
+
+def _axis_nearest(n: int, out: int, params: ResizeParams) -> np.ndarray:
+    ratio = (n - 1, out - 1) if params.align_corners and out > 1 else (n, out)
+    scale = np.float32(ratio[0]) / np.float32(ratio[1])
+    offset = np.float32(0.5 if params.half_pixel_centers else 0.0)
+    position = ((np.arange(out, dtype=np.float32) + offset) * scale).astype(np.float64)
+    index = np.trunc(position + 0.5) if params.align_corners else np.floor(position)
+    return np.clip(index.astype(np.int64), 0, n - 1)
+
+
+def resize_nearest_neighbor(x: np.ndarray, params: ResizeParams) -> np.ndarray:
+    """x (N, H, W, C) of any type -> (N, OH, OW, C)."""
+    rows = _axis_nearest(x.shape[1], params.size[0], params)
+    columns = _axis_nearest(x.shape[2], params.size[1], params)
+    return x[:, rows][:, :, columns]
+
+
+OPS = {"RESIZE_BILINEAR": resize_bilinear, "RESIZE_NEAREST_NEIGHBOR": resize_nearest_neighbor}

@@ -1,0 +1,175 @@
+"""Element-wise operators, pools, reductions, resizing and moves against LiteRT's reference kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeq.errors import ModelError
+from edgeq.intops import layout
+from edgeq.intops.concat import ConcatParams, concatenation
+from edgeq.intops.elementwise import OPS, BinaryParams, add, maximum
+from edgeq.intops.mean import ReduceParams, mean
+from edgeq.intops.quant import Quant
+from edgeq.intops.requantize import QuantizeParams, dequantize, quantize
+from edgeq.intops.resize import ResizeParams, resize_bilinear, resize_nearest_neighbor
+from tests.intops.litert import activation, codes, constant, quants, run_op, same
+
+SEEDS = st.integers(0, 2**32)
+ACTIVATIONS = st.sampled_from(["NONE", "RELU", "RELU6", "RELU_N1_TO_1"])
+SHAPES = st.sampled_from([((2, 3, 4, 5),) * 2, ((2, 3, 4, 5), (1, 1, 1, 5)), ((1, 1, 4, 1), (2, 3, 4, 5)), ((7,),) * 2])
+TYPES = st.sampled_from(["int8", "int8", "uint8"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(SEEDS, st.sampled_from(["ADD", "SUB", "MUL"]), SHAPES, st.data(), TYPES, ACTIVATIONS)
+def test_add_sub_mul(seed, code, shapes, data, dtype, fused) -> None:
+    rng = np.random.default_rng(seed)
+    x_q, y_q, out = (data.draw(quants(dtype)) for _ in range(3))
+    x, y = codes(rng, shapes[0], dtype), codes(rng, shapes[1], dtype)
+    shape = np.broadcast_shapes(*shapes)
+    want = run_op(
+        code, [activation("x", x.shape, x_q), activation("y", y.shape, y_q)], {"x": x, "y": y},
+        activation("z", shape, out), {"fusedActivationFunction": fused},
+    )  # fmt: skip
+    same(OPS[code](x, y, BinaryParams(x_q, y_q, out, fused)), want)
+
+
+def test_every_pair_of_codes_adds_alike() -> None:
+    x, y = (a.astype(np.int8) for a in np.meshgrid(np.arange(-128, 128), np.arange(-128, 128)))
+    x_q, y_q, out = Quant(0.0173, -3), Quant(0.0411, 117), Quant(0.05, -128)
+    want = run_op(
+        "ADD", [activation("x", x.shape, x_q), activation("y", y.shape, y_q)], {"x": x, "y": y},
+        activation("z", x.shape, out), {},
+    )  # fmt: skip
+    same(add(x, y, BinaryParams(x_q, y_q, out)), want)
+
+
+@given(SEEDS, st.sampled_from(["MAXIMUM", "MINIMUM"]), SHAPES, quants())
+@settings(max_examples=30, deadline=None)
+def test_maximum_minimum(seed, code, shapes, quant) -> None:
+    rng = np.random.default_rng(seed)
+    x, y = codes(rng, shapes[0]), codes(rng, shapes[1])
+    want = run_op(
+        code, [activation("x", x.shape, quant), activation("y", y.shape, quant)], {"x": x, "y": y},
+        activation("z", np.broadcast_shapes(*shapes), quant), {},
+    )  # fmt: skip
+    same(OPS[code](x, y, BinaryParams(quant, quant, quant)), want)
+
+
+def test_what_can_not_be_computed_is_refused() -> None:
+    x = np.zeros(3, np.int8)
+    with pytest.raises(ModelError, match="output scale"):
+        add(x, x, BinaryParams(Quant(1.0), Quant(1.0), Quant(2.0**-21)))
+    with pytest.raises(ModelError, match="MAXIMUM"):
+        maximum(x, x, BinaryParams(Quant(1.0), Quant(2.0), Quant(1.0)))
+    with pytest.raises(ModelError, match="scale"):
+        Quant(0.0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(SEEDS, st.sampled_from([(1, 2), (2, 1), (1,), (3,), (0, 1, 2, 3), (-1, 1)]), st.booleans(), TYPES, st.data(),
+       st.booleans())  # fmt: skip
+def test_mean(seed, axes, keep, dtype, data, same_scale) -> None:
+    rng = np.random.default_rng(seed)
+    x_q = data.draw(quants(dtype))
+    out = x_q if same_scale else data.draw(quants(dtype))
+    x = codes(rng, (2, *rng.integers(1, 9, 3)), dtype)
+    shape = x.astype(float).mean(tuple(axes), keepdims=keep).shape
+    want = run_op(
+        "MEAN", [activation("x", x.shape, x_q), constant("axes", np.array(axes, np.int32))], {"x": x},
+        activation("y", shape, out), {"keepDims": keep},
+    )  # fmt: skip
+    same(mean(x, ReduceParams(x_q, out, axes, keep)), want)
+
+
+@settings(max_examples=200, deadline=None)
+@given(SEEDS, st.tuples(*[st.integers(1, 9)] * 4), st.sampled_from(["", "alignCorners", "halfPixelCenters"]))
+def test_resize(seed, sizes, flag) -> None:
+    rng = np.random.default_rng(seed)
+    x = codes(rng, (2, *sizes[:2], 3))
+    quant = Quant(0.1, 3)
+    params = ResizeParams(sizes[2:], flag == "alignCorners", flag == "halfPixelCenters")
+    for code, function in (
+        ("RESIZE_BILINEAR", resize_bilinear),
+        ("RESIZE_NEAREST_NEIGHBOR", resize_nearest_neighbor),
+    ):
+        want = run_op(
+            code, [activation("x", x.shape, quant), constant("size", np.array(sizes[2:], np.int32))], {"x": x},
+            activation("y", (2, *sizes[2:], 3), quant), {flag: True} if flag else {},
+        )  # fmt: skip
+        same(function(x, params), want)
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS, quants(high=2.0**8), quants())
+def test_quantize_int8_to_int8(seed, x_q, out) -> None:
+    x = np.arange(-128, 128, dtype=np.int8)
+    want = run_op("QUANTIZE", [activation("x", x.shape, x_q)], {"x": x}, activation("y", x.shape, out))
+    same(quantize(x, QuantizeParams(x_q, out)), want)
+
+
+@settings(max_examples=50, deadline=None)
+@given(SEEDS, st.sampled_from([("int8", "uint8"), ("uint8", "int8"), ("uint8", "uint8")]), st.data())
+def test_quantize_between_types(seed, types, data) -> None:
+    x_q, out = (data.draw(quants(t)) for t in types)
+    x = np.arange(256).astype(types[0])
+    want = run_op("QUANTIZE", [activation("x", x.shape, x_q)], {"x": x}, activation("y", x.shape, out))
+    same(quantize(x, QuantizeParams(x_q, out)), want)
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS, st.sampled_from(["int8", "uint8", "int16"]), st.data())
+def test_quantize_and_dequantize(seed, dtype, data) -> None:
+    rng = np.random.default_rng(seed)
+    quant = data.draw(quants(dtype)) if dtype != "int16" else Quant(0.01, 0, "int16")
+    steps = np.concatenate([rng.normal(0, 100, 100), np.arange(-300, 300) / 2, [0.0, -0.0, 1e9, -1e9]])
+    x = (steps * quant.scale).astype(np.float32)
+    real = activation("x", x.shape, quant)
+    plain = type(real)("x", x.shape, "float32")
+    same(quantize(x, QuantizeParams(None, quant)),
+         run_op("QUANTIZE", [plain], {"x": x}, activation("y", x.shape, quant)))  # fmt: skip
+    q = codes(rng, (500,), dtype)
+    want = run_op("DEQUANTIZE", [activation("q", q.shape, quant)], {"q": q}, type(real)("y", q.shape, "float32"))
+    same(dequantize(q, quant), want)
+
+
+@settings(max_examples=50, deadline=None)
+@given(SEEDS, st.integers(-1, 2), quants(), quants())
+def test_concatenation_requantizes_what_differs(seed, axis, first, out) -> None:
+    """LiteRT's int8 CONCATENATION wants one scale: a QUANTIZE before it makes the same model."""
+    rng = np.random.default_rng(seed)
+    x, y = codes(rng, (2, 3, 4)), codes(rng, (2, 3, 4))
+    moved = run_op("QUANTIZE", [activation("x", x.shape, first)], {"x": x}, activation("m", x.shape, out))
+    shape = np.concatenate([x, y], axis).shape
+    want = run_op(
+        "CONCATENATION", [activation("m", x.shape, out), activation("y", y.shape, out)], {"m": moved, "y": y},
+        activation("z", shape, out), {"axis": axis},
+    )  # fmt: skip
+    same(concatenation([x, y], ConcatParams((first, out), out, axis)), want)
+
+
+def test_moves() -> None:
+    rng = np.random.default_rng(0)
+    x, quant = codes(rng, (2, 4, 6, 8)), Quant(0.1, -7)
+    pads = np.array([[0, 0], [1, 2], [0, 3], [0, 0]], np.int32)
+    axes, begin, size = np.array([0, 3, 1, 2], np.int32), np.array([0, 1, 2, 0], np.int32), np.array([2, 2, -1, 8])
+    cases = [
+        ("PAD", [constant("c", pads)], {}, layout.pad(x, pads.tolist(), quant)),
+        ("TRANSPOSE", [constant("c", axes)], {}, layout.transpose(x, axes)),
+        ("RESHAPE", [constant("c", np.array([8, -1], np.int32))], {}, layout.reshape(x, (8, -1))),
+        ("SLICE", [constant("b", begin), constant("s", size.astype(np.int32))], {}, layout.slice_(x, begin, size)),
+        ("STRIDED_SLICE", [constant("b", begin), constant("e", np.array([2, 4, 0, 8], np.int32)),
+                           constant("s", np.array([1, 2, -1, 3], np.int32))], {},
+         layout.strided_slice(x, begin, (2, 4, 0, 8), (1, 2, -1, 3))),
+        ("GATHER", [constant("i", np.array([3, 0, 3], np.int32))], {"axis": 1},
+         layout.gather(x, np.array([3, 0, 3]), 1)),
+        ("DEPTH_TO_SPACE", [], {"blockSize": 2}, layout.depth_to_space(x, 2)),
+        ("SPACE_TO_DEPTH", [], {"blockSize": 2}, layout.space_to_depth(x, 2)),
+    ]  # fmt: skip
+    for code, constants, options, got in cases:
+        given_ = [activation("x", x.shape, quant), *constants]
+        same(got, run_op(code, given_, {"x": x}, activation("y", got.shape, quant), options))
+    assert all(np.array_equal(a, b) for a, b in zip(layout.split(x, 3, 2), (x[..., :4], x[..., 4:]), strict=True))

@@ -1,0 +1,91 @@
+"""Exact products against int64 matmul, BATCH_MATMUL and FULLY_CONNECTED against LiteRT's reference kernels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeq.errors import ModelError
+from edgeq.intops.fully_connected import FullyConnectedParams, fully_connected
+from edgeq.intops.matmul import MatMulParams, batch_matmul, exact_matmul, product_bound
+from edgeq.intops.quant import Quant
+from tests.intops.litert import activation, codes, constant, quants, run_op, same
+
+SEEDS = st.integers(0, 2**32)
+ACTIVATIONS = st.sampled_from(["NONE", "RELU", "RELU6", "RELU_N1_TO_1"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS, st.integers(1, 5), st.integers(1, 3000), st.integers(1, 4), st.sampled_from([8, 9, 12, 16]))
+def test_exact_matmul(seed: int, m: int, k: int, n: int, bits: int) -> None:
+    rng = np.random.default_rng(seed)
+    top = 2 ** (bits - 1)
+    x, w = rng.integers(-top, top, (2, m, k)), rng.integers(-top, top, (k, n))
+    if rng.random() < 0.5:  # the worst case: every product of one sign
+        x[:], w[:] = -top, -top
+    assert np.array_equal(exact_matmul(x, w).astype(np.int64), x @ w)
+    assert np.abs(x).max() * np.abs(w).sum(0).max() == product_bound(x, w)
+
+
+def test_the_type_follows_the_bound() -> None:
+    x = np.full((1, 1), 2**12)
+    assert exact_matmul(x, np.full((1, 1), 2**12 - 1)).dtype == np.float32
+    assert exact_matmul(x, np.full((1, 1), 2**12)).dtype == np.float64
+    with pytest.raises(ValueError, match="not exact"):
+        exact_matmul(np.full((1, 1), 2**31), np.full((1, 1), 2**22))
+
+
+@settings(max_examples=100, deadline=None)
+@given(SEEDS, st.booleans(), st.booleans(), quants(), quants(), quants())
+def test_batch_matmul(seed: int, adj_x: bool, adj_y: bool, x_q: Quant, w_q: Quant, y_q: Quant) -> None:
+    rng = np.random.default_rng(seed)
+    m, k, n = rng.integers(1, 12, 3)
+    x = codes(rng, (2, k, m) if adj_x else (2, m, k))
+    w = codes(rng, (2, n, k) if adj_y else (2, k, n))
+    want = run_op(
+        "BATCH_MATMUL",
+        [activation("x", x.shape, x_q), activation("w", w.shape, w_q)],
+        {"x": x, "w": w}, activation("y", (2, m, n), y_q), {"adjX": adj_x, "adjY": adj_y},
+    )  # fmt: skip
+    same(batch_matmul(x, w, MatMulParams(x_q, w_q, y_q, adj_x, adj_y)), want)
+
+
+@settings(max_examples=200, deadline=None)
+@given(SEEDS, st.integers(1, 40), st.integers(1, 6), st.booleans(), st.booleans(), quants(), quants(), ACTIVATIONS)
+def test_fully_connected(seed, k, n, per_channel, biased, x_q, y_q, fused) -> None:
+    rng = np.random.default_rng(seed)
+    x, w = codes(rng, (3, k)), codes(rng, (n, k))
+    usual = y_q.scale * 100 / (x_q.scale * 127 * 127 * k**0.5)
+    scale = (usual * 2.0 ** rng.uniform(-14, 8, n if per_channel else 1)).astype(np.float32)
+    bias = rng.integers(-5000, 5000, n).astype(np.int32) if biased else None
+    want = run_op(
+        "FULLY_CONNECTED",
+        [activation("x", x.shape, x_q), constant("w", w, scale),
+         constant("b", bias, np.float32(x_q.scale) * scale) if bias is not None else None],
+        {"x": x}, activation("y", (3, n), y_q), {"fusedActivationFunction": fused},
+    )  # fmt: skip
+    same(fully_connected(x, w, bias, FullyConnectedParams(x_q, scale, y_q, activation=fused)), want)
+
+
+@settings(max_examples=50, deadline=None)
+@given(SEEDS, quants("uint8"), quants("uint8"), st.integers(0, 255))
+def test_uint8_fully_connected(seed: int, x_q: Quant, y_q: Quant, w_zero: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, w = codes(rng, (3, 20), "uint8"), codes(rng, (4, 20), "uint8")
+    scale = np.float32([y_q.scale * 2.0 ** rng.uniform(-24, -6) / x_q.scale])
+    bias = rng.integers(-5000, 5000, 4).astype(np.int32)
+    want = run_op(
+        "FULLY_CONNECTED",
+        [activation("x", x.shape, x_q), constant("w", w, scale, np.array([w_zero])),
+         constant("b", bias, np.float32(x_q.scale) * scale)],
+        {"x": x}, activation("y", (3, 4), y_q), {},
+    )  # fmt: skip
+    same(fully_connected(x, w, bias, FullyConnectedParams(x_q, scale, y_q, w_zero, rounding="double")), want)
+
+
+def test_overflow_is_reported() -> None:
+    x, w = np.full((1, 140_000), 127, np.int8), np.full((1, 140_000), 127, np.int8)
+    with pytest.raises(ModelError, match="FULLY_CONNECTED: an accumulator reaches"):
+        fully_connected(x, w, None, FullyConnectedParams(Quant(1.0), np.float32(1e-9), Quant(1.0)))
