@@ -16,6 +16,7 @@ from edgeq.types import QSpec, Range
 
 NEEDS = frozenset({"extrema", "histogram"})
 _CANDIDATES = 256
+_SMOOTH = 1e-4  # elements that an empty level of Q is taken to hold
 
 
 def choose(summary: Summary, spec: QSpec) -> Range:
@@ -55,14 +56,15 @@ def _linear(mass: Mass) -> tuple[np.ndarray, int]:
 
 
 def divergences(counts: np.ndarray, starts: np.ndarray, stops: np.ndarray, levels: int) -> np.ndarray:
-    """KL(P, Q) in nats for each candidate, whose bins are counts[start:stop]; inf where Q misses mass of P.
+    """KL(P, Q) in nats for each candidate, whose bins are counts[start:stop].
 
     With N the total mass, M_l the mass inside of level l, P_l the same with what lies outside, and z_l the bins of
     the level that are not empty in P, Q is M_l / z_l in each of them and
 
         KL = (Σ p log p - Σ_l P_l log(M_l / z_l)) / N - log N + log Σ_l M_l
 
-    so that prefix sums of counts, of bins not empty and of p log p serve all candidates at once.
+    so that prefix sums of counts, of bins not empty and of p log p serve all candidates at once. Where P has mass
+    and Q none (an outermost level of tails alone), M_l is `_SMOOTH`, lest KL be infinite for every useful range.
     """
     total = counts.sum()
     mass = np.concatenate([[0.0], np.cumsum(counts)])
@@ -77,10 +79,9 @@ def divergences(counts: np.ndarray, starts: np.ndarray, stops: np.ndarray, level
         with_tails[:, level] += tail
         bins[:, level] += (counts[at] == 0) & (tail > 0)
         plogp += _xlogx(counts[at] + tail) - _xlogx(counts[at])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logs = np.where(with_tails > 0, with_tails * np.log(inside / bins), 0.0)
-        kl = (plogp - logs.sum(1)) / total - np.log(total) + np.log(mass[stops] - mass[starts])
-    return np.where(np.isnan(kl), np.inf, kl)
+    logs = with_tails * np.log(np.maximum(inside, _SMOOTH) / np.maximum(bins, 1))
+    held = np.maximum(mass[stops] - mass[starts], _SMOOTH)
+    return (plogp - logs.sum(1)) / total - np.log(total) + np.log(held)
 
 
 def _xlogx(x: np.ndarray) -> np.ndarray:

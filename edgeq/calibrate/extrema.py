@@ -210,9 +210,8 @@ def trim_masks(extrema: Extrema) -> tuple[Range, int]:
     reach = max(-extrema.near_lo, extrema.near_hi, 0.0)  # the greatest magnitude so far
     if reach == 0:
         return whole, 0
-    for octave in range(_OCTAVES):
-        least = float(extrema.far_least[:, octave].min())
-        if least >= ISOLATED * reach and np.isfinite(least):
+    for octave in np.flatnonzero(extrema.far_count.any(axis=0)):
+        if extrema.far_least[:, octave].min() >= ISOLATED * reach:
             if extrema.far_least[1, octave:].min() < POSITIVE_MASK:
                 return whole, 0
             kept = Extrema(near_lo=extrema.near_lo, near_hi=extrema.near_hi)

@@ -1,0 +1,223 @@
+"""Laws that every calibrator obeys, and each one against an independent computation on the raw samples."""
+
+import numpy as np
+import pytest
+import scipy.stats
+from onnxruntime.quantization.calibrate import HistogramCollector
+
+from edgeq import registry
+from edgeq.calibrate import entropy
+from edgeq.calibrate.extrema import Extrema
+from edgeq.calibrate.histogram import Histogram
+from edgeq.calibrate.summary import Summary
+from edgeq.errors import CalibrationError, RecipeError
+from edgeq.numerics import affine
+from edgeq.types import QSpec, Range
+
+NAMES = registry.names("edgeq.calibrate", having="choose")
+SPECS = [
+    QSpec("int8"),
+    QSpec("uint8", symmetric=False),
+    QSpec("int8", symmetric=False),
+    QSpec("uint16", symmetric=False),
+    QSpec("int4", narrow=True),
+    QSpec("uint4", symmetric=False),
+    QSpec("int2"),
+]
+RNG = np.random.default_rng(7)
+TENSORS = {
+    "normal": RNG.normal(size=20_000),
+    "relu": np.maximum(RNG.normal(size=20_000), 0),
+    "laplace": RNG.laplace(size=20_000),
+    "outliers": np.concatenate([RNG.normal(size=20_000), [60.0, -20.0]]),
+    "silu": (lambda x: x / (1 + np.exp(-x)))(RNG.normal(scale=3, size=20_000)),
+    "uniform above": RNG.uniform(3, 5, 5000),
+    "negative": -RNG.exponential(size=5000),
+    "zeros": np.zeros(10),
+    "constant": np.full(10, 0.3),
+    "negative constant": np.full(10, -7.0),
+    "one": np.array([2.5]),
+    "two": np.array([-1.0, 1e-3]),
+    "tiny": RNG.normal(scale=1e-38, size=100),
+    "huge": RNG.normal(scale=1e37, size=1000),
+    "wide": np.linspace(0, 3e4, 5000),
+    "integers": RNG.integers(-3, 4, 5000),
+    "nan": np.array([np.nan, 1.0, -2.0, np.inf, -np.inf]),
+}
+
+
+def summary_of(*arrays):
+    out = Summary(Extrema(), Histogram())
+    for a in arrays:
+        out.update(np.asarray(a, np.float32))
+    return out
+
+
+def choose(name, summary, spec):
+    return registry.load("edgeq.calibrate", name).choose(summary, spec)
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("tensor", TENSORS)
+@pytest.mark.parametrize("name", NAMES)
+def test_laws(name, tensor, spec):
+    x = np.asarray(TENSORS[tensor], np.float32)
+    real = x[np.isfinite(x)]
+    reach = np.abs(real).max()
+    got = choose(name, summary_of(x), spec)
+    assert np.isfinite([got.lo, got.hi]).all()
+    assert got.lo <= got.hi
+    assert max(-got.lo, got.hi) <= reach
+    if name != "absmax":
+        assert real.min() <= got.lo
+        assert got.hi <= real.max()
+    assert got == choose(name, summary_of(*np.array_split(x, 3)[::-1]), spec) or name == "moving_average"
+    if real.min() == real.max():
+        assert got == Range(real[0], real[0])
+    params = affine.qparams(got.lo, got.hi, spec)
+    assert params.scale > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_needs_are_honest_and_told_in_a_line(name):
+    module = registry.load("edgeq.calibrate", name)
+    assert len(module.__doc__.split("\n\n")[0]) > 40
+    assert frozenset({"extrema"}) <= module.NEEDS <= {"extrema", "histogram"}
+    if "histogram" not in module.NEEDS:
+        bare = summary_of(TENSORS["silu"])
+        with_histogram = module.choose(bare, SPECS[1])
+        bare.histogram = None
+        assert module.choose(bare, SPECS[1]) == with_histogram
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("mask", [-1e4, -65504.0, -3.4e38, -np.inf])
+def test_masks_change_nothing(name, mask):
+    x = RNG.normal(size=(64, 64)).astype(np.float32)
+    masked = np.concatenate([x, np.full((64, 64), mask, np.float32)], axis=1)
+    for spec in SPECS[:2]:
+        assert choose(name, summary_of(masked), spec) == choose(name, summary_of(x), spec)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_finite_is_refused(name):
+    for summary in (summary_of(), summary_of([np.nan, np.inf])):
+        with pytest.raises(CalibrationError, match="no finite value"):
+            choose(name, summary, SPECS[0])
+
+
+def test_a_saved_summary_chooses_the_same(tmp_path):
+    summary = summary_of(TENSORS["silu"], [-1e4])
+    np.savez(tmp_path / "s.npz", **summary.state())
+    with np.load(tmp_path / "s.npz", allow_pickle=False) as loaded:
+        again = Summary.from_state(dict(loaded))
+    for name in NAMES:
+        assert choose(name, again, SPECS[1]) == choose(name, summary, SPECS[1])
+    with pytest.raises(ValueError, match="histogram"):
+        again.merge(Summary())
+
+
+def loss(x, lo, hi, spec, p):
+    """Mean error of the raw samples themselves."""
+    x = x.astype(np.float32)
+    return np.mean(np.abs(x - affine.fake_quantize(x, affine.qparams(lo, hi, spec))).astype(np.float64) ** p)
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if s.bits <= 8], ids=str)
+@pytest.mark.parametrize(
+    "tensor", ["normal", "relu", "laplace", "outliers", "silu", "uniform above", "negative", "wide", "integers"]
+)
+@pytest.mark.parametrize(("name", "p"), [("mse", 2.0), ("lp", 2.4)])
+def test_search_is_near_brute_force_over_the_samples(name, p, tensor, spec):
+    x = np.asarray(TENSORS[tensor], np.float32)[:6000]
+    if tensor == "outliers":
+        x = np.concatenate([x, [60.0, -20.0]]).astype(np.float32)
+    lo, hi = min(x.min(), 0), max(x.max(), 0)
+    fractions = np.linspace(0.02, 1, 50)
+    if spec.symmetric:
+        reach = max(-lo, hi)
+        grid = [(-f * reach, f * reach) for f in fractions]
+    else:
+        grid = [(a * lo, b * hi) for a in (fractions[::3] if lo else [0]) for b in (fractions[::3] if hi else [0])]
+    best = min(loss(x, *ends, spec, p) for ends in grid)
+    got = choose(name, summary_of(x), spec)
+    ours, minmax = loss(x, got.lo, got.hi, spec, p), loss(x, lo, hi, spec, p)
+    assert ours <= best * 1.05 + 1e-12
+    assert ours <= minmax * 1.02 + 1e-12
+
+
+@pytest.mark.parametrize("tensor", ["normal", "relu", "laplace", "silu", "outliers", "uniform above", "wide"])
+@pytest.mark.parametrize("percentile", [50.0, 99.0, 99.99, 100.0])
+def test_percentiles_are_quantiles(tensor, percentile):
+    x = np.asarray(TENSORS[tensor], np.float32)
+    summary, module = summary_of(x), registry.load("edgeq.calibrate", "percentile")
+    bin_width = summary.mass().width
+    got = module.choose(summary, QSpec("int8"), percentile=percentile)
+    want = np.quantile(np.abs(x), percentile / 100)
+    gap = np.diff(np.sort(np.abs(x))[-3:]).max()  # numpy interpolates between the last samples
+    assert abs(max(-got.lo, got.hi) - want) <= 2 * bin_width + gap
+    got = module.choose(summary, QSpec("uint8", symmetric=False), percentile=percentile)
+    tail = (1 - percentile / 100) / 2
+    gaps = np.diff(np.sort(x))
+    assert abs(got.lo - np.quantile(x, tail)) <= 2 * bin_width + gaps[:2].max()
+    assert abs(got.hi - np.quantile(x, 1 - tail)) <= 2 * bin_width + gaps[-2:].max()
+    with pytest.raises(RecipeError, match="percentile"):
+        module.choose(summary, QSpec("int8"), percentile=0)
+
+
+def plain_kl(counts, start, stop, levels):
+    """The talk's pseudo-code with loops and SciPy."""
+    p = counts[start:stop].astype(float)
+    inside = p.copy()
+    p[0] += counts[:start].sum()
+    p[-1] += counts[stop:].sum()
+    q = np.zeros_like(p)
+    for level in range(levels):
+        a, b = level * len(p) // levels, (level + 1) * len(p) // levels
+        filled = p[a:b] > 0
+        if filled.any():
+            q[a:b][filled] = max(inside[a:b].sum(), 1e-4) / filled.sum()
+    return scipy.stats.entropy(p, q)
+
+
+@pytest.mark.parametrize("levels", [8, 16, 128])
+def test_divergences_equal_the_published_loop(levels):
+    counts = np.histogram(RNG.standard_t(2, 3000), 600, (-6, 6))[0]
+    starts = RNG.integers(0, 200, 40)
+    stops = RNG.integers(400, 601, 40)
+    got = entropy.divergences(counts.astype(float), starts, stops, levels)
+    want = [plain_kl(counts, a, b, levels) for a, b in zip(starts, stops, strict=True)]
+    np.testing.assert_allclose(got, want, atol=1e-6)
+    assert np.ptp(want) > 1e-3
+
+
+@pytest.mark.parametrize("tensor", ["laplace", "outliers", "normal"])
+def test_entropy_clips_about_where_onnxruntime_does(tensor):
+    x = np.asarray(TENSORS[tensor], np.float32)
+    counts, edges = np.histogram(x, 2001, (-np.abs(x).max(), np.abs(x).max()))
+    theirs = HistogramCollector("entropy", True, 2001, 128, 99.99, None)
+    lo, hi = theirs.get_entropy_threshold((counts, edges, x.min(), x.max(), np.abs(x).max()), 128)[:2]
+    got = choose("entropy", summary_of(x), QSpec("int8"))
+    assert max(-got.lo, got.hi) == pytest.approx(max(-float(lo), float(hi)), rel=0.35)
+
+
+def test_moving_average_is_the_mean_of_extrema_in_any_order():
+    batches = RNG.normal(size=(9, 50)).astype(np.float32)
+    batches[4] *= 100
+    got = choose("moving_average", summary_of(*batches), SPECS[1])
+    assert got.lo == pytest.approx(batches.min(1).mean(dtype=np.float64))
+    assert got.hi == pytest.approx(batches.max(1).mean(dtype=np.float64))
+    assert got == choose("moving_average", summary_of(*batches[::-1]), SPECS[1])
+
+
+def test_a_strided_subsample_chooses_a_range_as_good():
+    normal = RNG.normal(scale=2, size=300_000)
+    for x in (normal, RNG.laplace(size=300_000), normal / (1 + np.exp(-normal)), np.maximum(normal, 0)):
+        x = x.astype(np.float32)
+        sub = Summary(Extrema(), Histogram())
+        sub.update(x, stride=7)
+        assert (sub.extrema.lo, sub.extrema.hi) == (x.min(), x.max())
+        for name, p in (("mse", 2.0), ("lp", 2.4), ("percentile", 2.0), ("entropy", 2.0)):
+            for spec in SPECS[:2]:
+                whole, part = choose(name, summary_of(x), spec), choose(name, sub, spec)
+                assert loss(x, part.lo, part.hi, spec, p) <= 1.1 * loss(x, whole.lo, whole.hi, spec, p)
