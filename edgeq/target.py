@@ -5,15 +5,18 @@ A rule lists operators that are handled alike. `role` says how they take part in
 * `compute`: an anchor. It has a constant weight, and is quantized on its own account (Conv, Gemm, MatMul).
 * `join`: quantized only when all its inputs are already integers and somebody reads its output as integers.
 * `same`: moves codes without touching them, so input and output share scale and zero point. Otherwise like `join`.
+* `bridge`: has no integer kernel and runs in float between DequantizeLinear and QuantizeLinear, but does not end an
+  island: what it makes of integers may be quantized again for its readers.
 
-The last rule that names an operator wins.
+The last rule that names an operator wins. A file may extend another one: it inherits what it does not say, and its
+types and rules come after the inherited ones.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -60,7 +63,7 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """
 
     ops: tuple[str, ...]
-    role: Literal["compute", "join", "same"] = "compute"
+    role: Literal["compute", "join", "same", "bridge"] = "compute"
     method: Method = "static"
     act: str = ""
     weight: str = ""
@@ -90,6 +93,7 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     name: str
     title: str
     runner: str
+    extends: str = ""
     stand_in: str = "cpu"
     format: Literal["qdq"] = "qdq"
     opset: int = 17
@@ -108,7 +112,7 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         return found
 
     def refusal(self, op: str) -> str | None:
-        return next((row.reason for row in self.refuse if op in row.ops), None)
+        return next((row.reason for row in reversed(self.refuse) if op in row.ops), None)
 
 
 def folder() -> Path:
@@ -130,11 +134,27 @@ def load(name: str) -> Target:
     if not path.is_file():
         raise RecipeError(f"no target {name!r}: choose one of {', '.join(names())}")
     try:
-        target = msgspec.toml.decode(path.read_bytes(), type=Target)
+        target = msgspec.convert(_read(path), type=Target)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise RecipeError(f"{path}: {error}") from None
     _check(path, target)
     return target
+
+
+def _read(path: Path, depth: int = 0) -> dict[str, Any]:
+    """The file's table with what it extends folded in."""
+    table = msgspec.toml.decode(path.read_bytes(), type=dict[str, Any])
+    base_name = table.get("extends", "")
+    if not base_name:
+        return table
+    base_path = path.parent / f"{base_name}.toml"
+    if depth > 4 or not base_path.is_file():
+        raise msgspec.ValidationError(f"extends {base_name!r}, which is not a target beside it")
+    base = _read(base_path, depth + 1)
+    merged = {**base, **table, "types": {**base.get("types", {}), **table.get("types", {})}}
+    for rows in ("rule", "refuse"):
+        merged[rows] = [*base.get(rows, []), *table.get(rows, [])]
+    return merged
 
 
 def _check(path: Path, target: Target) -> None:

@@ -127,3 +127,12 @@ class Stats:
     gram: np.ndarray
     mean_abs: np.ndarray
     count: int
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """The numbers found for a plan: activation groups by name, weights by (node, input index), biases by node."""
+
+    groups: dict[str, QParams]
+    weights: dict[tuple[str, int], QTensor]
+    biases: dict[str, QTensor]

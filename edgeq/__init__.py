@@ -1,0 +1,36 @@
+"""edgeq: from a trained model to the artifact that an edge target really executes, with proof.
+
+Everything heavy is imported on first use: `import edgeq` alone loads neither onnx nor onnxruntime nor torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "load": ("edgeq.graph.io", "load"),
+    "save": ("edgeq.graph.io", "save"),
+    "export": ("edgeq.export", "export"),
+    "prepare": ("edgeq.graph.prepare", "prepare"),
+    "plan": ("edgeq.pipeline", "plan_file"),
+    "quantize": ("edgeq.pipeline", "quantize"),
+    "verify": ("edgeq.pipeline", "verify_files"),
+    "Recipe": ("edgeq.recipe", "Recipe"),
+    "QSpec": ("edgeq.types", "QSpec"),
+    "EdgeqError": ("edgeq.errors", "EdgeqError"),
+}
+__all__ = [*_LAZY, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'edgeq' has no attribute {name!r}")
+    module, attribute = _LAZY[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

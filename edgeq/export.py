@@ -1,0 +1,140 @@
+"""Export a torch module to ONNX with the dynamo exporter, and hold the file against torch's own output at once."""
+
+from __future__ import annotations
+
+import contextlib
+import io as stdio
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeq.data import load_object
+from edgeq.errors import ModelError, RecipeError, ToolError
+from edgeq.registry import load
+
+TOLERANCE = 1e-3  # of the largest output: torch and onnxruntime order their sums differently
+
+
+def export(
+    module: Any,
+    example: Sequence[Any] | Mapping[str, Any],
+    output: str | os.PathLike[str],
+    *,
+    opset: int = 20,
+    dynamic: Mapping[str, Sequence[int]] | None = None,
+) -> float:
+    """Export `module` and give the largest |difference| from torch, relative to the largest output.
+
+    example: the forward arguments, a sequence or a mapping of keywords. dynamic: input name → axes that may vary.
+    Raises ModelError that names the module and operator that can't be exported, or the output that differs; nothing is
+    written then. Raises ToolError without torch.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise ToolError("export needs torch: pip install 'edgeq[torch]'") from None
+    target = Path(output)
+    args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
+    module = module.eval()
+    names = _input_names(module, args, kwargs)
+    shapes = _dynamic_shapes(torch, names, dynamic or {})
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        file = Path(folder) / target.name
+        with torch.no_grad():
+            expected = _flatten(torch, module(*args, **kwargs))
+            _run_exporter(torch, module, args, kwargs, file, opset, names, shapes)
+        worst = _compare(torch, file, names, (*args, *kwargs.values()), expected)
+        for made in Path(folder).iterdir():
+            os.replace(made, target.parent / made.name)
+    return worst
+
+
+def export_factory(spec: str, output: Path, opset: int, dynamic: Sequence[str]) -> float:
+    """`export` of what `MODULE:FACTORY` returns: (module, example arguments). dynamic: `INPUT:AXIS` strings."""
+    axes: dict[str, list[int]] = {}
+    for item in dynamic:
+        name, _, axis = item.rpartition(":")
+        if not name or not axis.lstrip("-").isdigit():
+            raise RecipeError(f"--dynamic {item!r}: write it as INPUT:AXIS, such as input:0")
+        axes.setdefault(name, []).append(int(axis))
+    made = load_object(spec)()
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise RecipeError(f"{spec} must return (module, example arguments), it returned a {type(made).__name__}")
+    return export(made[0], made[1], output, opset=opset, dynamic=axes)
+
+
+def _input_names(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+    import inspect
+
+    parameters = [p.name for p in inspect.signature(module.forward).parameters.values() if p.kind != p.VAR_KEYWORD]
+    return [*(parameters[i] if i < len(parameters) else f"input_{i}" for i in range(len(args))), *kwargs]
+
+
+def _dynamic_shapes(torch: Any, names: list[str], dynamic: Mapping[str, Sequence[int]]) -> Any:
+    for name in dynamic:
+        if name not in names:
+            raise RecipeError(f"no input {name!r} to make dynamic: the module has {', '.join(names)}")
+    if not dynamic:
+        return None
+    return tuple({axis: torch.export.Dim.DYNAMIC for axis in dynamic[n]} if n in dynamic else None for n in names)
+
+
+def _run_exporter(
+    torch: Any, module: Any, args: Any, kwargs: Any, file: Path, opset: int, names: list[str], shapes: Any
+) -> None:
+    if shapes is not None and kwargs:
+        shapes = dict(zip(names, shapes, strict=True))
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(stdio.StringIO()):
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                module, args, str(file), kwargs=kwargs or None, dynamo=True, opset_version=opset, input_names=names,
+                dynamic_shapes=shapes, external_data=False, verbose=False,
+            )
+    except Exception as error:  # the exporter raises its own and torch's errors of every kind
+        raise ModelError(f"{type(module).__name__} can't be exported: {_cause(error)}") from None
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost message, with the operator and the module path that torch put into the chain of errors."""
+    chain: list[BaseException] = [error]
+    while (deeper := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(deeper)
+    text = "\n".join(str(e) for e in chain)
+    op = re.search(r"(aten|prims|torchvision|[a-z_]\w*)[.:]{1,2}[\w.]+(?:\.default)?", text)
+    where = re.search(r"nn_module_stack[^\n]*?'([^']+)'|File \"[^\"]*\", line \d+, in (?:forward|\w+)", text)
+    parts = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()][:1]
+    if op:
+        parts.append(f"operator {op.group(0)}")
+    if where:
+        parts.append(f"in {where.group(1) or where.group(0)}")
+    return "; ".join(parts)[:400]
+
+
+def _flatten(torch: Any, outputs: Any) -> list[np.ndarray]:
+    flat, _ = torch.utils._pytree.tree_flatten(outputs)
+    return [value.detach().cpu().numpy() for value in flat if isinstance(value, torch.Tensor)]
+
+
+def _compare(torch: Any, file: Path, names: list[str], example: Sequence[Any], expected: list[np.ndarray]) -> float:
+    session = load("edgeq.runners", "cpu").open_session(file)
+    feeds = {n: v.detach().cpu().numpy() for n, v in zip(names, example, strict=True) if isinstance(v, torch.Tensor)}
+    got = session.run({n: feeds[n] for n in session.inputs if n in feeds})
+    worst = 0.0
+    for (name, array), want in zip(got.items(), expected, strict=False):
+        if array.shape != want.shape:
+            raise ModelError(f"output {name!r} has shape {array.shape} in ONNX and {want.shape} in torch")
+        scale = max(float(np.abs(want).max(initial=0.0)), 1e-6) if want.dtype.kind == "f" else 1.0
+        difference = float(np.abs(array.astype(np.float64) - want).max(initial=0.0)) / scale
+        worst = max(worst, difference)
+        if not difference <= TOLERANCE:
+            raise ModelError(f"output {name!r} differs from torch by {difference:.2e} of its largest value")
+    session.close()
+    return worst

@@ -1,0 +1,327 @@
+"""The spine: prepare → plan → collect → solve → rewrite → save → verify, each step the next one's input."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx_ir as ir
+from onnx_ir.passes.common import TopologicalSortPass
+
+from edgeq import recipe as recipes
+from edgeq import target as targets
+from edgeq.calibrate.collect import collect
+from edgeq.calibrate.summary import Summary
+from edgeq.data import Dataset, open_data
+from edgeq.errors import CalibrationError, EdgeqError, ModelError
+from edgeq.graph import io
+from edgeq.graph.edit import Names
+from edgeq.graph.observe import observable
+from edgeq.graph.prepare import prepare
+from edgeq.passes.dynamic import make_dynamic
+from edgeq.passes.qdq import insert_qdq
+from edgeq.placement import costly_joins
+from edgeq.plan import DYNAMIC, FLOAT, FOLDED, INTEGER, Plan, plan
+from edgeq.recipe import Recipe
+from edgeq.registry import load
+from edgeq.report.schema import FileInfo, FloatNode, Nodes, Report, Verification, dump
+from edgeq.solve import solve
+from edgeq.target import Target
+from edgeq.verify import Budget, MetricFunction, verify
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with a step's name, how far it is, and of how many (None where that is not known)."""
+
+# Nodes that compute shapes, move data or hold no arithmetic: their being float is expected and costs nothing.
+QUIET = ("Shape", "Constant", "Cast", "Identity", "Gather", "ConstantOfShape", "Range", "If", "Loop", "Scan")
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where everything lies, and the report that says what it is."""
+
+    folder: Path
+    artifact: Path
+    report: Report
+    plan: Plan
+
+    @property
+    def ok(self) -> bool:
+        return self.report.verification is None or not self.report.verification.failures
+
+
+def _silent(step: str, done: int, total: int | None) -> None:
+    pass
+
+
+def input_shapes(model: ir.Model) -> dict[str, tuple[int | None, ...] | None]:
+    """Names and shapes of the inputs that a caller must give."""
+    return {
+        v.name or "": None if v.shape is None else tuple(d if isinstance(d, int) else None for d in v.shape)
+        for v in model.graph.inputs
+        if v.name not in model.graph.initializers
+    }
+
+
+def quantize(
+    model: str | os.PathLike[str],
+    target: str | Target = "x86_64",
+    calib: Any = None,
+    output: str | os.PathLike[str] = "out",
+    *,
+    recipe: Recipe | str | os.PathLike[str] | None = None,
+    method: str | None = None,
+    calibrator: str | None = None,
+    eval_data: Any = None,
+    labels: str | None = None,
+    metric: str | MetricFunction | None = None,
+    budget: Budget | None = None,
+    check: bool = True,
+    progress: Progress = _silent,
+) -> Result:
+    """Quantize the model in `model` for a target and write `model.onnx`, `recipe.toml`, `report.json` to `output`.
+
+    calib: see `edgeq.data.open_data`; not needed for dynamic. eval_data: what to verify on, by default `calib`.
+    check: whether to verify. Raises an EdgeqError, and then leaves nothing behind.
+    """
+    path = Path(model)
+    chosen = resolve_recipe(recipe, target, method, calibrator)
+    aim = target if isinstance(target, Target) and recipe is None else targets.load(chosen.target)
+    with _folder(Path(output)) as work:
+        source = io.load(path)
+        shapes = input_shapes(source)
+        data = open_data(calib, shapes) if calib is not None else None
+        held_out = open_data(eval_data, shapes) if eval_data is not None else data
+        progress("prepare", 0, None)
+        prepared_path, prepared = _prepare(path, source, aim, work)
+        found, solution_plan, about = _quantize(prepared, prepared_path, aim, chosen, data, work, progress)
+        progress("save", 0, None)
+        artifact = work / "model.onnx"
+        _finish(found)
+        io.save(found, artifact)
+        io.check(io.load(artifact) if io.weight_bytes(found) < io.INLINE_LIMIT else found, str(path))
+        verification = None
+        if check and held_out is not None:
+            verification = verify(
+                path, artifact, aim, held_out, labels=labels, metric=metric, budget=budget,
+                progress=lambda n: progress("verify", n, held_out.count),
+            )
+        (work / "recipe.toml").write_text(recipes.dump(chosen))
+        report = _report(path, artifact, aim, chosen, solution_plan, about, verification)
+        (work / "report.json").write_bytes(dump(report))
+        _publish(work, Path(output))
+    return Result(Path(output), Path(output) / "model.onnx", report, solution_plan)
+
+
+def resolve_recipe(
+    recipe: Recipe | str | os.PathLike[str] | None, target: str | Target, method: str | None, calibrator: str | None
+) -> Recipe:
+    """The recipe with what was asked for beside it written in. Raises RecipeError for an unknown name."""
+    chosen = recipe if isinstance(recipe, Recipe) else Recipe() if recipe is None else recipes.load(recipe)
+    changes: dict[str, Any] = {}
+    if recipe is None or not isinstance(target, str) or target != "x86_64":
+        changes["target"] = target.name if isinstance(target, Target) else target
+    changes |= {k: v for k, v in {"method": method, "calibrator": calibrator}.items() if v is not None}
+    chosen = msgspec.structs.replace(chosen, **changes)
+    load("edgeq.calibrate", chosen.calibrator, "choose")
+    load("edgeq.weights", chosen.weight, "quantize")
+    for row in chosen.rule:
+        for package, name, having in (("calibrate", row.calibrator, "choose"), ("weights", row.weight, "quantize")):
+            if name is not None:
+                load(f"edgeq.{package}", name, having)
+    return chosen
+
+
+def plan_file(model: str | os.PathLike[str], target: str | Target, recipe: Recipe) -> Plan:
+    """The plan for a model file, before any data is seen."""
+    aim = targets.load(target) if isinstance(target, str) else target
+    prepared = prepare(io.load(model), aim.opset)
+    return plan(prepared, aim, recipe)
+
+
+def _prepare(path: Path, source: ir.Model, target: Target, work: Path) -> tuple[Path, ir.Model]:
+    """The prepared model, and the file it was saved to and is mapped from."""
+    prepared = prepare(source, target.opset)
+    saved = work / ".prepared.onnx"
+    io.save(prepared, saved)
+    return saved, prepared
+
+
+def _quantize(
+    prepared: ir.Model, path: Path, target: Target, recipe: Recipe, data: Dataset | None, work: Path, progress: Progress
+) -> tuple[ir.Model, Plan, dict[str, Any]]:
+    """Plan, collect, solve and rewrite. Gives the quantized model, the final plan and what to report of the data."""
+    progress("plan", 0, None)
+    excluded: dict[str, str] = {}
+    made = plan(prepared, target, recipe, excluded)
+    summaries: dict[str, Summary] = {}
+    about: dict[str, Any] = {"samples": 0, "data": None}
+    if recipe.method == "static":
+        if data is None:
+            raise CalibrationError("static quantization needs calibration data: give --calib, or use --method dynamic")
+        summaries, seen = _observe(made, prepared, path, recipe, data, work, progress)
+        about = {"samples": seen, "data": data.name}
+        excluded |= costly_joins(made, prepared, summaries, recipe)
+        made = plan(prepared, target, recipe, excluded)
+    while True:
+        solution, failed = solve(
+            made, prepared, summaries, progress=lambda n: progress("solve", n, len(made.weights))
+        )
+        if not failed:
+            break
+        excluded |= failed
+        made = plan(prepared, target, recipe, excluded)
+    progress("rewrite", 0, None)
+    if recipe.method == "dynamic":
+        return make_dynamic(prepared, made, solution), made, about
+    return insert_qdq(prepared, made, solution, target.dedicated_pairs), made, about
+
+
+def _observe(
+    made: Plan, prepared: ir.Model, path: Path, recipe: Recipe, data: Dataset, work: Path, progress: Progress
+) -> tuple[dict[str, Summary], int]:
+    constants = {name for graph in (prepared.graph, *prepared.graph.subgraphs()) for name in graph.initializers}
+    wanted = {v.name: v.calibrator for v in made.observed() if v.name not in constants}
+    used = data.take(recipe.samples)
+    total = used.count
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        observed, outputs = observable(path, wanted, Path(folder))
+        session = load("edgeq.runners", "cpu").open_session(observed, threads=os.cpu_count() or 1)
+        try:
+            summaries, seen = collect(session, used, wanted, outputs, lambda n: progress("collect", n, total))
+        finally:
+            session.close()
+    if seen == 0:
+        raise CalibrationError(f"{data.name} holds no samples: give at least one")
+    return summaries, seen
+
+
+def _finish(model: ir.Model) -> None:
+    TopologicalSortPass()(model)
+    Names(model)
+    model.opset_imports.setdefault("", 17)
+
+
+def _report(
+    path: Path, artifact: Path, target: Target, recipe: Recipe, made: Plan, about: dict[str, Any], verification: Verification | None
+) -> Report:
+    listed = tuple(FloatNode(n.name, n.op, n.reason) for n in made.nodes if n.decision == FLOAT and n.op not in QUIET)
+    integer = sum(n.decision in (INTEGER, FOLDED, DYNAMIC) for n in made.nodes)
+    warnings = list(verification.warnings) if verification else []
+    return Report(
+        model=_file_info(path, path.name),
+        artifact=_file_info(artifact, artifact.name),
+        target=target.name,
+        recipe=msgspec.to_builtins(recipe),
+        versions=versions(),
+        nodes=Nodes(len(made.nodes), integer, listed),
+        calibration=about,
+        outputs=verification.outputs if verification else (),
+        runtime=verification.runtime if verification else None,
+        metric=verification.metric if verification else None,
+        warnings=tuple(warnings),
+        verification=verification,
+    )
+
+
+def _file_info(path: Path, name: str) -> FileInfo:
+    files = io.files(path)
+    return FileInfo(name, io.sha256(files), sum(f.stat().st_size for f in files))
+
+
+def versions() -> dict[str, str]:
+    """Of everything that can change the artifact."""
+    found = {"python": platform.python_version()}
+    for package in ("edgeq", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "ml_dtypes"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+@contextmanager
+def _folder(output: Path) -> Iterator[Path]:
+    """A work folder beside the output, gone whatever happens."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    except OSError as error:
+        raise EdgeqError(f"{output}: can't be written ({error.strerror}); choose another output folder") from None
+    try:
+        yield work
+    except OSError as error:
+        raise EdgeqError(f"{error.filename or output}: {error.strerror}; free space or choose another folder") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _publish(work: Path, output: Path) -> None:
+    """Move the results into place; the report goes last, and only over a complete artifact."""
+    if output.exists() and not output.is_dir():
+        raise ModelError(f"{output}: is a file; give a folder")
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "report.json").unlink(missing_ok=True)
+    for file in sorted(work.iterdir()):
+        if file.is_file() and not file.name.startswith(".") and file.name != "report.json":
+            os.replace(file, output / file.name)
+    if not (work / "model.onnx.data").exists() and (output / "model.onnx.data").exists():
+        (output / "model.onnx.data").unlink()
+    os.replace(work / "report.json", output / "report.json")
+
+
+def verify_files(
+    reference: str | os.PathLike[str],
+    quantized: str | os.PathLike[str],
+    target: str | Target = "x86_64",
+    data: Any = None,
+    *,
+    labels: str | None = None,
+    metric: str | MetricFunction | None = None,
+    budget: Budget | None = None,
+    layers: bool = False,
+    progress: Progress = _silent,
+) -> Verification:
+    """Measure an artifact against its reference; see `edgeq.verify.verify`.
+
+    The worst layers are measured when asked for, and when the budget is not met.
+    """
+    left, right = Path(reference), Path(quantized)
+    aim = targets.load(target) if isinstance(target, str) else target
+    source, made = io.load(left), io.load(right)
+    dataset = open_data(data, input_shapes(source))
+    missing = [n for n in input_shapes(made) if n not in input_shapes(source)]
+    if missing:
+        raise ModelError(f"{right}: has input {missing[0]!r}, which {left} does not: these are different models")
+
+    def run(shared: list[tuple[str, str, str]]) -> Verification:
+        return verify(
+            left, right, aim, dataset, labels=labels, metric=metric, budget=budget, layers=shared,
+            progress=lambda n: progress("verify", n, dataset.count),
+        )
+
+    shared = shared_layers(source, made)
+    found = run(shared if layers else [])
+    return run(shared) if found.failures and not layers else found
+
+
+def shared_layers(reference: ir.Model, quantized: ir.Model) -> list[tuple[str, str, str]]:
+    """(node, op, value) of float values that both main graphs compute under one name, Q and DQ aside."""
+    there = {
+        v.name for n in reference.graph for v in n.outputs if v.dtype in (None, ir.DataType.FLOAT) and not v.is_graph_output()
+    }
+    return [
+        (n.name or "", n.op_type, v.name or "")
+        for n in quantized.graph
+        for v in n.outputs
+        if v.name in there and v.dtype == ir.DataType.FLOAT and n.op_type not in ("QuantizeLinear", "DequantizeLinear")
+    ]

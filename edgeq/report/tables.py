@@ -1,0 +1,107 @@
+"""Tables for the terminal. Names come from models, so every cell is plain text without control characters."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from edgeq.plan import FLOAT, Plan
+from edgeq.report.schema import OutputDrift, Report, Verification
+
+
+def plain(value: Any) -> Text:
+    """A cell that no markup or escape sequence of a hostile name can reach out of."""
+    return Text(re.sub(r"[\x00-\x1f\x7f-\x9f]", "�", str(value)))
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = ()) -> Table:
+    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="right" if index in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*[plain(cell) for cell in row])
+    return made
+
+
+def db(value: float | None) -> str:
+    return "exact" if value is None else f"{value:.1f} dB"
+
+
+def mb(count: int) -> str:
+    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def result_table(report: Report, folder: Path) -> list[Any]:
+    """Size, accuracy, SQNR, integer coverage, and where the artifact lies."""
+    before, after = report.model.bytes, report.artifact.bytes
+    rows = [("size", f"{mb(before)} → {mb(after)} ({after / max(before, 1):.2f}×)")]
+    if report.metric:
+        metric = report.metric
+        rows.append((metric.name, f"{metric.float:.4f} → {metric.quantized:.4f} (drop {metric.drop:+.4f})"))
+    rows += [(f"SQNR of {o.name}", f"{db(o.sqnr_db)}, cosine {o.cosine:.5f}") for o in report.outputs[:4]]
+    nodes = report.nodes
+    rows.append(("integer nodes", f"{nodes.integer} of {nodes.total}; {len(nodes.float)} stay float, see report.json"))
+    if report.runtime:
+        rows.append(("verified on", f"{report.runtime.name} {report.runtime.version}"))
+    rows.append(("artifact", str(folder / "model.onnx")))
+    return [table(f"{report.model.file} for {report.target}", ("", ""), rows), *_warnings(report.warnings)]
+
+
+def _warnings(warnings: Sequence[str]) -> list[Any]:
+    return [Text("warning: ", style="yellow") + plain(line) for line in warnings]
+
+
+def verify_table(found: Verification) -> list[Any]:
+    """Every output's drift, the metric, the optimization levels, and the warnings."""
+    rows = [(o.name, db(o.sqnr_db), f"{o.cosine:.6f}", f"{o.max_abs:.4g}", _lost(o)) for o in found.outputs]
+    shown: list[Any] = [
+        table(f"{found.samples} samples on {found.runtime.name} {found.runtime.version}",
+              ("output", "SQNR", "cosine", "max |Δ|", "lost slices"), rows, right=(1, 2, 3))
+    ]  # fmt: skip
+    if found.metric:
+        m = found.metric
+        shown.append(plain(f"{m.name}: float {m.float:.4f}, quantized {m.quantized:.4f}, drop {m.drop:+.4f}"))
+    if found.levels:
+        shown.append(plain("optimization levels: " + ", ".join(f"{k} {db(v)}" for k, v in found.levels.items())))
+    return shown + _warnings(found.warnings)
+
+
+def _lost(output: OutputDrift) -> str:
+    return ", ".join(f"axis {s.axis}[{s.index}]" for s in output.lost_slices[:6]) or "none"
+
+
+def failure_table(found: Verification) -> list[Any]:
+    """The worst layers, worst first."""
+    worst = sorted(found.layers, key=lambda row: 1e9 if row.sqnr_db is None else row.sqnr_db)[:10]
+    rows = [(row.name, row.op, db(row.sqnr_db)) for row in worst]
+    return [table("worst layers", ("node", "op", "SQNR"), rows, right=(2,))] if rows else []
+
+
+def plan_table(made: Plan) -> list[Any]:
+    """A line a node, and the totals."""
+    specs = {w.node: w.spec for w in made.weights}
+    rows = [
+        (n.name, n.op, n.decision, n.reason or (f"weights {specs[n.name].dtype}" if n.name in specs else ""))
+        for n in made.nodes
+    ]
+    counts = ", ".join(f"{count} {decision}" for decision, count in sorted(made.counts().items()))
+    reasons = Counter(n.reason for n in made.nodes if n.decision == FLOAT)
+    top = [(count, reason) for reason, count in reasons.most_common(8)]
+    return [
+        table(f"plan for {made.target}, {made.method}", ("node", "op", "gets", "why"), rows),
+        table("why nodes stay float", ("nodes", "reason"), top, right=(0,)),
+        plain(f"{len(made.nodes)} nodes: {counts}; {len(made.observed())} values to calibrate"),
+    ]
+
+
+def listing(rows: Sequence[dict[str, Any]]) -> list[Any]:
+    """Rows of equal keys as one table."""
+    if not rows:
+        return [plain("none")]
+    return [table("", tuple(rows[0]), [tuple(row.values()) for row in rows])]

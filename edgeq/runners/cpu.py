@@ -1,0 +1,137 @@
+"""onnxruntime's CPU provider on this machine."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from edgeq.errors import CalibrationError, ModelError
+from edgeq.graph.io import one_line
+from edgeq.runners import taps as tapping
+from edgeq.runners.session import COMMON, Feeds, Outputs, options
+
+TITLE = "onnxruntime CPU"
+TIMED = True
+LEVELS = {
+    "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+NUMPY_TYPES = {
+    "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8, "tensor(uint8)": np.uint8, "tensor(int16)": np.int16, "tensor(uint16)": np.uint16,
+    "tensor(int32)": np.int32, "tensor(uint32)": np.uint32, "tensor(int64)": np.int64, "tensor(uint64)": np.uint64,
+    "tensor(bool)": np.bool_,
+}
+
+
+def missing() -> str | None:
+    return None
+
+
+def version() -> str:
+    return ort.__version__
+
+
+def open_session(model: Path, **given: Any) -> CpuSession:
+    """Options: optimization, threads, timeout (not used: this runs in-process), config (session config entries).
+
+    Raises ModelError when onnxruntime refuses the model, RecipeError for an unknown option.
+    """
+    chosen = options("cpu", given, {**COMMON, "config": {}, "save_optimized": ""})
+    return CpuSession(Path(model), chosen)
+
+
+def quiet_options(threads: int, optimization: str, config: dict[str, str]) -> ort.SessionOptions:
+    chosen = ort.SessionOptions()
+    chosen.graph_optimization_level = LEVELS[optimization]
+    chosen.intra_op_num_threads = threads
+    chosen.inter_op_num_threads = 1
+    chosen.log_severity_level = 4
+    for key, value in config.items():
+        chosen.add_session_config_entry(key, value)
+    return chosen
+
+
+class CpuSession:
+    """See `edgeq.runners.session.Session`."""
+
+    def __init__(self, model: Path, chosen: dict[str, Any]) -> None:
+        self.model, self._chosen = model, chosen
+        self._work = tempfile.TemporaryDirectory(prefix="edgeq-")
+        self._session = self._open(model)
+        self._tapped: dict[tuple[str, ...], ort.InferenceSession] = {}
+        self._times: list[float] = []
+        self.outputs = tuple(o.name for o in self._session.get_outputs())
+        self.inputs = {i.name: (i.type, tuple(i.shape)) for i in self._session.get_inputs()}
+        self._optional = {i.name for i in self._session.get_overridable_initializers()}
+
+    def _open(self, model: Path) -> ort.InferenceSession:
+        chosen = quiet_options(self._chosen["threads"], self._chosen["optimization"], self._chosen["config"])
+        if self._chosen["save_optimized"]:
+            chosen.optimized_model_filepath = self._chosen["save_optimized"]
+        try:
+            return ort.InferenceSession(str(model), chosen, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime has no common base for its errors
+            raise ModelError(f"{model}: onnxruntime can't load it ({one_line(error)})") from None
+
+    @property
+    def latency_ms(self) -> float | None:
+        return statistics.median(self._times) * 1e3 if self._times else None
+
+    def run(self, feeds: Feeds, taps: Sequence[str] = ()) -> Outputs:
+        names = tuple(dict.fromkeys([*self.outputs, *taps]))
+        session = self._session if len(names) == len(self.outputs) else self._with_taps(names[len(self.outputs) :])
+        began = time.perf_counter()
+        try:
+            arrays = session.run(list(names), dict(feeds))
+        except Exception as error:  # onnxruntime has no common base for its errors
+            self._explain(feeds)
+            raise ModelError(f"{self.model}: onnxruntime failed to run it ({one_line(error)})") from None
+        self._times.append(time.perf_counter() - began)
+        return dict(zip(names, arrays, strict=True))
+
+    def run_many(self, batches: Iterable[Feeds], taps: Sequence[str] = ()) -> Iterator[Outputs]:
+        self._times.clear()
+        for feeds in batches:
+            yield self.run(feeds, taps)
+
+    def close(self) -> None:
+        self._tapped.clear()
+        self._work.cleanup()
+
+    def _with_taps(self, names: tuple[str, ...]) -> ort.InferenceSession:
+        if names not in self._tapped:
+            folder = Path(tempfile.mkdtemp(dir=self._work.name))
+            self._tapped[names] = self._open(tapping.with_taps(self.model, names, folder))
+        return self._tapped[names]
+
+    def _explain(self, feeds: Feeds) -> None:
+        """Raise CalibrationError when the feeds, not the model, are at fault."""
+        check_feeds(self.inputs, feeds, self._optional)
+
+
+def check_feeds(inputs: dict[str, tuple[str, tuple[Any, ...]]], feeds: Feeds, optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    """Raises CalibrationError for an unknown or missing input name, a wrong dtype or a wrong shape."""
+    for name, array in feeds.items():
+        if name not in inputs and name not in optional:
+            raise CalibrationError(f"the data holds {name!r}, which is no input of the model: it has {', '.join(inputs)}")
+        if name not in inputs:
+            continue
+        kind, shape = inputs[name]
+        wanted = NUMPY_TYPES.get(kind)
+        if wanted is not None and array.dtype != wanted:
+            raise CalibrationError(f"input {name!r} is {array.dtype}, the model wants {np.dtype(wanted).name}: convert it")
+        fixed = [d if isinstance(d, int) else None for d in shape]
+        if len(fixed) != array.ndim or any(d is not None and d != n for d, n in zip(fixed, array.shape, strict=True)):
+            raise CalibrationError(f"input {name!r} has shape {list(array.shape)}, the model wants {list(shape)}")
+    for name in inputs:
+        if name not in feeds:
+            raise CalibrationError(f"the data lacks input {name!r}: it holds {', '.join(feeds) or 'nothing'}")

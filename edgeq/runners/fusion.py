@@ -1,0 +1,80 @@
+"""Did onnxruntime make integer kernels of it? The planned coverage, held against the graph that it really runs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from edgeq.errors import ModelError
+from edgeq.graph.edit import all_graphs
+from edgeq.graph.io import one_line
+from edgeq.runners import cpu
+from edgeq.target import Target
+
+FLOAT_FORMS = {
+    "Conv": {"Conv", "FusedConv", "NhwcFusedConv"},
+    "Gemm": {"Gemm", "FusedGemm", "MatMul", "FusedMatMul"},
+    "MatMul": {"MatMul", "FusedMatMul", "Gemm", "FusedGemm"},
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """kernels: op type → count in the graph that onnxruntime runs. float: nodes meant as integer that are not."""
+
+    kernels: dict[str, int]
+    float: tuple[str, ...]
+
+
+def placement(model: Path, target: Target) -> Placement:
+    """Optimize the artifact as a session would, and name each quantized node that is still a float kernel."""
+    with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        session = cpu.open_session(model, optimization="all", save_optimized=str(path), config=dict(target.session_config))
+        session.close()
+        try:
+            optimized = ir.load(path)
+        except Exception as error:  # protobuf and onnx-ir raise their own kinds
+            raise ModelError(f"{model}: the graph onnxruntime made of it can't be read ({one_line(error)})") from None
+        kernels: Counter[str] = Counter()
+        by_name: dict[str, str] = {}
+        for graph in all_graphs(optimized):
+            for node in graph:
+                kernels[node.op_type] += 1
+                by_name[node.name or ""] = node.op_type
+                for output in node.outputs:
+                    by_name.setdefault(f"output {output.name}", node.op_type)
+    wrong = []
+    for node in quantized_nodes(ir.load(model), target):
+        forms = FLOAT_FORMS.get(node.op_type, {node.op_type})
+        seen = by_name.get(node.name or "") or by_name.get(f"output {node.outputs[0].name}")
+        if seen in forms:
+            wrong.append(node.name or "")
+    return Placement(dict(sorted(kernels.items())), tuple(wrong))
+
+
+def quantized_nodes(model: ir.Model, target: Target) -> list[ir.Node]:
+    """Nodes that stand between DequantizeLinear and QuantizeLinear and that the target has an integer kernel for."""
+    found = []
+    for graph in all_graphs(model):
+        for node in graph:
+            rule = target.find(node.op_type, "static")
+            if rule is None or rule.role == "bridge" or node.domain != "" or not node.inputs:
+                continue
+            reads = [v for v in node.inputs if v is not None and v.dtype == ir.DataType.FLOAT]
+            if not reads or any(_op(v) != "DequantizeLinear" for v in reads[: 2 if rule.role == "compute" else None]):
+                continue
+            ends = [u.node.op_type for v in node.outputs for u in v.uses()]
+            codes = bool(ends) and all(e in ("QuantizeLinear", *rule.folds) for e in ends)
+            if rule.role == "compute" or codes:
+                found.append(node)
+    return found
+
+
+def _op(value: ir.Value) -> str:
+    producer = value.producer()
+    return producer.op_type if producer is not None else ""
