@@ -22,7 +22,8 @@ from edgeq.numerics.fixedpoint import Rounding, multiplier, requantize
 class ConvParams:
     """w_scale: () or (O,) float32; weights are int8 with zero point 0, or uint8 with `w_zero_point`.
 
-    pads: ((top, bottom), (left, right)); `windows.same_pads` computes SAME, zeros are VALID.
+    pads: ((top, bottom), (left, right)); `windows.same_pads` computes SAME, zeros are VALID. For int16 activations
+    with an int64 bias, rounding is "int16x8".
     """
 
     x: Quant
@@ -115,7 +116,7 @@ def transpose_conv(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, params
 
 
 def _finish(acc: np.ndarray, bias: np.ndarray | None, params: ConvParams, op: str, bound: float) -> np.ndarray:
-    acc = add_bias(acc, bias, op, bound)
+    acc = add_bias(acc, bias, op, bound, params.rounding == "int16x8")
     q, shift = multiplier(real_multiplier(params.x, params.w_scale, params.out))
     lo, hi = activation_range(params.activation, params.out)
     return requantize(acc, q, shift, params.out.zero_point, lo, hi, params.rounding, dtype=params.out.dtype)

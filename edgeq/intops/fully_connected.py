@@ -1,7 +1,7 @@
 """FULLY_CONNECTED: y = clamp(requantize((x - zx) @ (w - zw).T + bias)), weights per tensor or per output channel.
 
-LiteRT's reference kernel differs from its convolutions here: for int8 it multiplies by the real multiplier in
-float64 and rounds half away from zero, which `rounding="real"` does; uint8 uses the mantissa and shift.
+LiteRT's reference kernel differs from its convolutions here: for int8 and int16 it multiplies by the real multiplier
+in float64 and rounds half away from zero, which `rounding="real"` does; uint8 uses the mantissa and shift.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal
 
 import numpy as np
 
-from edgeq.intops.matmul import exact_matmul, largest, product_bound
+from edgeq.intops.matmul import exact_matmul, exact_type, largest, product_bound
 from edgeq.intops.quant import Activation, Quant, activation_range, check_int32
 from edgeq.numerics.fixedpoint import Rounding, multiplier, requantize, requantize_real
 
@@ -34,14 +34,14 @@ def real_multiplier(x: Quant, w_scale: np.ndarray, out: Quant) -> np.ndarray:
     return np.asarray(x.scale * (scale.reshape(()) if scale.size == 1 else scale) / out.scale)
 
 
-def add_bias(acc: np.ndarray, bias: np.ndarray | None, op: str, bound: float) -> np.ndarray:
-    """acc (..., N) + bias (N,), still exact, checked against int32."""
+def add_bias(acc: np.ndarray, bias: np.ndarray | None, op: str, bound: float, wide: bool) -> np.ndarray:
+    """acc (..., N) + bias (N,), still exact, checked against int32 unless the accumulator is `wide`: 64 bits."""
     if bias is not None and bias.size:
         bound += largest(bias)
-        if acc.dtype == np.float32 and bound >= 2**24:
-            acc = acc.astype(np.float64)
+        acc = acc.astype(exact_type(bound), copy=False)
         acc = acc + bias.astype(acc.dtype)
-    check_int32(acc, op, bound)
+    if not wide:
+        check_int32(acc, op, bound)
     return acc
 
 
@@ -52,7 +52,7 @@ def fully_connected(x: np.ndarray, w: np.ndarray, bias: np.ndarray | None, param
     """
     a = params.x.shifted(x.reshape(-1, x.shape[-1]))
     b = w.T.astype(np.int32) - params.w_zero_point
-    acc = add_bias(exact_matmul(a, b), bias, "FULLY_CONNECTED", product_bound(a, b))
+    acc = add_bias(exact_matmul(a, b), bias, "FULLY_CONNECTED", product_bound(a, b), params.x.dtype == "int16")
     m = real_multiplier(params.x, params.w_scale, params.out)
     zero_point, dtype = params.out.zero_point, params.out.dtype
     lo, hi = activation_range(params.activation, params.out)

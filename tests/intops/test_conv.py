@@ -170,3 +170,45 @@ def test_channels_that_do_not_divide_are_refused() -> None:
         conv_2d(np.zeros((1, 2, 2, 5), np.int8), np.zeros((4, 1, 1, 2), np.int8), None, params)
     with pytest.raises(ModelError, match="not a multiple"):
         depthwise_conv_2d(np.zeros((1, 2, 2, 5), np.int8), np.zeros((1, 1, 1, 4), np.int8), None, params)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.sampled_from(["CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"]))
+def test_int16_activations(seed, code) -> None:
+    """int16 x int8 with an int64 bias: a 64-bit accumulator and a 16-bit multiplier."""
+    rng = np.random.default_rng(seed)
+    x_q, y_q = (Quant(float(np.float32(2.0 ** rng.uniform(-12, -6))), 0, "int16") for _ in range(2))
+    c, o = 5, 5 if code == "DEPTHWISE_CONV_2D" else 4
+    x, w = codes(rng, (1, 6, 7, c), "int16"), codes(rng, (1 if o == 5 else o, 3, 2, 1 if o == 5 else c)).astype(np.int8)
+    if code == "DEPTHWISE_CONV_2D":
+        w = codes(rng, (1, 3, 2, o))
+    usual = y_q.scale / (x_q.scale * 127 * 6**0.5)
+    scale = (usual * 2.0 ** rng.uniform(-6, 0, o)).astype(np.float32)
+    bias = rng.integers(-(2**34), 2**34, o)
+    pads, size = geometry((6, 7), (3, 2), (1, 1), (1, 1), "SAME")
+    operands = [
+        activation("x", x.shape, x_q),
+        constant("w", w, scale, axis=3 if code == "DEPTHWISE_CONV_2D" else 0),
+        constant("b", bias, np.float32(x_q.scale) * scale),
+    ]
+    given_options = options((1, 1), (1, 1), "SAME", "NONE")
+    if code == "DEPTHWISE_CONV_2D":
+        given_options["depthMultiplier"] = 1
+    if code == "TRANSPOSE_CONV":
+        operands = [constant("size", np.array([1, *size, o], np.int32)), operands[1], operands[0], operands[2]]
+        given_options = {"padding": "SAME", "strideH": 1, "strideW": 1}
+    want = run_op(code, operands, {"x": x}, activation("y", (1, *size, o), y_q), given_options)
+    params = ConvParams(x_q, scale, y_q, pads=pads, rounding="int16x8")
+    if code == "TRANSPOSE_CONV":
+        same(transpose_conv(x, w, bias, params, size), want)
+    else:
+        same((conv_2d if code == "CONV_2D" else depthwise_conv_2d)(x, w, bias, params), want)
+
+
+def test_the_rounding_is_really_double() -> None:
+    """The other roundings differ from the reference kernel somewhere, so that the tests above can tell them apart."""
+    rng = np.random.default_rng(0)
+    x, w = codes(rng, (1, 40, 40, 4)), codes(rng, (32, 3, 3, 4))
+    scale = rng.uniform(1e-3, 4e-3, 32).astype(np.float32)
+    results = [conv_2d(x, w, None, ConvParams(Quant(0.1), scale, Quant(0.1), rounding=r)) for r in ("double", "single")]
+    assert 0 < np.count_nonzero(results[0] != results[1]) < results[0].size / 100

@@ -88,4 +88,22 @@ def test_uint8_fully_connected(seed: int, x_q: Quant, y_q: Quant, w_zero: int) -
 def test_overflow_is_reported() -> None:
     x, w = np.full((1, 140_000), 127, np.int8), np.full((1, 140_000), 127, np.int8)
     with pytest.raises(ModelError, match="FULLY_CONNECTED: an accumulator reaches"):
-        fully_connected(x, w, None, FullyConnectedParams(Quant(1.0), np.float32(1e-9), Quant(1.0)))
+        fully_connected(x, w, None, FullyConnectedParams(Quant(1.0), np.float32([1e-9]), Quant(1.0)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(SEEDS, st.booleans())
+def test_int16_fully_connected(seed: int, per_channel: bool) -> None:
+    rng = np.random.default_rng(seed)
+    x_q, y_q = (Quant(float(np.float32(2.0 ** rng.uniform(-12, -6))), 0, "int16") for _ in range(2))
+    x, w = codes(rng, (3, 30), "int16"), codes(rng, (4, 30))
+    usual = y_q.scale / (x_q.scale * 127 * 30**0.5)
+    scale = (usual * 2.0 ** rng.uniform(-6, 0, 4 if per_channel else 1)).astype(np.float32)
+    bias = rng.integers(-(2**34), 2**34, 4)
+    want = run_op(
+        "FULLY_CONNECTED",
+        [activation("x", x.shape, x_q), constant("w", w, scale),
+         constant("b", bias, np.float32(x_q.scale) * scale)],
+        {"x": x}, activation("y", (3, 4), y_q), {},
+    )  # fmt: skip
+    same(fully_connected(x, w, bias, FullyConnectedParams(x_q, scale, y_q)), want)
