@@ -48,8 +48,8 @@ class Bins:
             out[LIMIT - 1] -= self.counts[LIMIT - 1]  # bin 0 was in both halves
             self.counts = out
 
-    def add(self, x: np.ndarray, reach: float) -> None:
-        """Count the finite float32 values of the 1-D `x`, all |x| <= reach."""
+    def add(self, x: np.ndarray, reach: float, weight: int = 1) -> None:
+        """Count each of the finite float32 values of the 1-D `x`, all |x| <= reach, `weight` times."""
         self.widen(int(np.frexp(reach)[1]) if reach else _LEAST_EXPONENT)
         inverse = np.float32(1.0 / self.width)
         scaled = np.empty(min(_CHUNK, x.size), np.float32)
@@ -60,7 +60,8 @@ class Bins:
             np.multiply(part, inverse, out=s)
             np.copyto(i, s, casting="unsafe")  # truncates toward 0
             i += LIMIT - 1
-            self.counts += np.bincount(i, minlength=SIZE)
+            counts = np.bincount(i, minlength=SIZE)
+            self.counts += counts if weight == 1 else counts * weight
 
     def merge(self, other: Bins) -> None:
         self.widen(other.exponent)
@@ -76,11 +77,12 @@ class Histogram:
     near: Bins = field(default_factory=Bins)
     far: Bins = field(default_factory=Bins)
 
-    def update(self, x: np.ndarray, lo: float | None = None, hi: float | None = None) -> None:
+    def update(self, x: np.ndarray, lo: float | None = None, hi: float | None = None, weight: int = 1) -> None:
         """Take one array of any shape; NaN and infinities are left out.
 
-        lo, hi: exact extrema of the tensor that x is (a strided subsample of), where they are known: saves a pass,
-        and makes the width that of the whole tensor.
+        lo, hi: exact extrema of the tensor that x is, or is a subsample of, where they are known: saves a pass.
+        weight: how many elements each of a subsample stands for. The extrema are then counted once each, for they
+        are known to be there: a tail that the subsample has missed would otherwise look free to clip.
         """
         flat = np.asarray(x, np.float32).reshape(-1)
         if flat.size == 0:
@@ -88,13 +90,16 @@ class Histogram:
         if lo is None or hi is None:
             lo, hi = float(flat.min()), float(flat.max())
         if lo > -FAR and hi < FAR:
-            self.near.add(flat, max(-lo, hi))
+            self.near.add(flat, max(-lo, hi), weight)
+            if weight > 1:
+                for end in (lo, hi):
+                    self.near.counts[int(end / self.near.width) + LIMIT - 1] += 1
             return
         size = np.abs(flat)
         near, far = flat[size < FAR], flat[(size >= FAR) & (size < np.inf)]
         for bins, part in ((self.near, near), (self.far, far)):
             if part.size:
-                bins.add(part, float(np.abs(part).max()))
+                bins.add(part, float(np.abs(part).max()), weight)
 
     def merge(self, other: Histogram) -> None:
         """Add what `other` saw."""

@@ -43,7 +43,7 @@ class Summary:
         """Take one sample or batch: all of it for the extrema, every `stride`-th element for the histogram."""
         lo, hi = self.extrema.update(x)
         if self.histogram is not None:
-            self.histogram.update(x.reshape(-1)[::stride], lo, hi)
+            self.histogram.update(x.reshape(-1)[::stride], lo, hi, stride)
 
     def merge(self, other: Summary) -> None:
         """Add what `other` saw. Raises ValueError when only one of the two has a histogram."""
