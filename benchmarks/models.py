@@ -72,7 +72,10 @@ class Net:
             self.weights,
         )  # fmt: skip
         model = helper.make_model(
-            graph, producer_name="edgeq-benchmarks", ir_version=IR_VERSION, opset_imports=[helper.make_opsetid("", OPSET)]
+            graph,
+            producer_name="edgeq-benchmarks",
+            ir_version=IR_VERSION,
+            opset_imports=[helper.make_opsetid("", OPSET)],
         )
         return onnx.shape_inference.infer_shapes(model, strict_mode=True)
 
