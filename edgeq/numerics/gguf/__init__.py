@@ -15,6 +15,7 @@ import numpy as np
 
 from edgeq.errors import ModelError, RecipeError
 from edgeq.numerics.gguf import iquants, kquants, legacy
+from edgeq.types import Stats
 
 CHUNK = 1 << 16
 """Weights quantized at a time: a dozen float32 arrays of this many elements stay in the cache."""
@@ -120,6 +121,11 @@ def quantize(w: np.ndarray, kind: str, imatrix: np.ndarray | None = None, search
                 f"weights {w.shape} reach {np.abs(part).max():.3g}, beyond {kind}'s float16; use BF16 or F32"
             )
     return out
+
+
+def importance(stats: Stats) -> np.ndarray:
+    """The importance matrix of the weights that meet this input: its mean square, float32 [K], the Gram's diagonal."""
+    return np.asarray(np.diagonal(stats.gram) / max(1, stats.count), np.float32)
 
 
 def dequantize(data: np.ndarray, kind: str) -> np.ndarray:
