@@ -22,12 +22,11 @@ from typing import Any
 
 from edgeq.errors import ToolError
 from edgeq.runners import aarch64, process
-from edgeq.runners.jobs import JobSession
+from edgeq.runners.jobs import CHILD, JobSession
 from edgeq.runners.session import CHOICES, COMMON, options
 
 TITLE = "onnxruntime for arm64, emulated"
 TIMED = False  # an emulator's seconds say nothing about a board's
-CHILD = Path(__file__).with_name("_child.py")
 _RECIPE = 1  # raised when what `install` builds changes
 
 
@@ -76,7 +75,7 @@ def version() -> str:
 def open_session(model: Path, **given: Any) -> JobSession:
     """Options: optimization, threads, timeout; cpu, one of `CPUS`; proof=True, which adds to the session's `report`
 
-    ops: the operators of the graph as this runtime rewrote it, and instructions: the integer multiply-accumulate
+    ops, the operators of the graph as this runtime rewrote it, and instructions, the integer multiply-accumulate
     instructions that were executed (see `aarch64`), both as {name: count}. Raises RecipeError, ToolError.
     """
     chosen = options("arm64", given, {**COMMON, "cpu": "a76", "proof": False}, {**CHOICES, "cpu": tuple(CPUS)})

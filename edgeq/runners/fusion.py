@@ -20,6 +20,7 @@ FLOAT_FORMS = {
     "Gemm": {"Gemm", "FusedGemm", "MatMul", "FusedMatMul"},
     "MatMul": {"MatMul", "FusedMatMul", "Gemm", "FusedGemm"},
 }
+ALL_FLOAT_FORMS = set().union(*FLOAT_FORMS.values())
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,12 @@ def placement(model: Path, target: Target) -> Placement:
         for graph in all_graphs(optimized):
             for node in graph:
                 kernels[node.op_type] += 1
-                by_name[node.name or ""] = node.op_type
+                # Operators that only move codes keep their name: they are float when their input was dequantized.
+                moves = bool(node.inputs) and node.inputs[0] is not None and _op(node.inputs[0]) != "DequantizeLinear"
+                kind = f"{node.op_type} of codes" if moves and node.op_type not in ALL_FLOAT_FORMS else node.op_type
+                by_name[node.name or ""] = kind
                 for output in node.outputs:
-                    by_name.setdefault(f"output {output.name}", node.op_type)
+                    by_name.setdefault(f"output {output.name}", kind)
     wrong = []
     for node in quantized_nodes(ir.load(model), target):
         forms = FLOAT_FORMS.get(node.op_type, {node.op_type})

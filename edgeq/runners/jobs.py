@@ -18,21 +18,27 @@ from typing import Any
 import numpy as np
 
 from edgeq.errors import ModelError, ToolError
+from edgeq.runners import process
 from edgeq.runners import taps as tapping
 from edgeq.runners.session import Feeds, Outputs
 
 _CHUNK = 256 * 2**20  # bytes of feeds that one process is given
 
-Launch = Callable[[Path], Mapping[str, Any]]
+Launch = Callable[[Path], Mapping[str, Any] | None]
+
+CHILD = Path(__file__).with_name("_child.py")
+ONNX_ON_CPU: dict[str, Any] = {"providers": [("CPUExecutionProvider", {})], "config": {}, "plugin": ""}
 
 
 @dataclass(eq=False)
 class JobSession:
-    """launch(folder) runs the child over a prepared folder and returns what to add to `report`.
+    """launch(folder) runs the program over a prepared folder, its working directory, and returns more of `report`.
 
-    what: the runner's name in errors. extra: more keys of job.json. self_contained: the model and its external
-    weights are copied into each job's folder. proof: `report["ops"]` counts the operators of the graph as the
-    runtime rewrote it. report: of the last process, its latency_ms, version, machine and providers. close() removes
+    what: the runner's name in errors. program: the file that is copied into the folder and run. engine, settings:
+    see `_child.py`. carries_model: the model and its external weights are copied into the folder too. proof: the
+    report gets ops, the operators of the graph as the runtime rewrote it, and placement. needs: a provider without
+    which the run counts as failed (onnxruntime falls back to the CPU in silence). names: (inputs, outputs) of a model
+    that is not ONNX, whose values the program finds by name. report: what the last process reported. close() removes
     the session's files; so does its collection.
     """
 
@@ -40,19 +46,21 @@ class JobSession:
     what: str
     launch: Launch
     options: Mapping[str, Any]
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    self_contained: bool = False
+    engine: str = "onnxruntime"
+    settings: Mapping[str, Any] = field(default_factory=lambda: ONNX_ON_CPU)
+    program: Path = CHILD
+    carries_model: bool = False
     proof: bool = False
+    needs: str = ""
+    names: tuple[Sequence[str], Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
-        graph = tapping.load(self.model).graph
-        self.outputs: tuple[str, ...] = tuple(str(v.name) for v in graph.outputs)
-        self.inputs: tuple[str, ...] = tuple(str(v.name) for v in graph.inputs if v.name not in graph.initializers)
+        inputs, outputs = self.names or tapping.signature(self.model)
+        self.inputs: tuple[str, ...] = tuple(inputs)
+        self.outputs: tuple[str, ...] = tuple(outputs)
         self.report: dict[str, Any] = {}
         self._work = Path(tempfile.mkdtemp(prefix="edgeq-"))
-        self.close = weakref.finalize(
-            self, shutil.rmtree, self._work, ignore_errors=True
-        )  # at the latest when collected
+        self.close = weakref.finalize(self, shutil.rmtree, self._work, ignore_errors=True)
         self._models: dict[tuple[str, ...], Path] = {(): self.model.resolve()}
 
     @property
@@ -77,6 +85,8 @@ class JobSession:
                     yield {name: _read(folder / "out" / f"{sample}_{i}.npy", self.what) for i, name in enumerate(names)}
 
     def _tapped(self, names: tuple[str, ...]) -> Path:
+        if self.names:
+            return self.model.resolve()
         if names not in self._models:
             folder = Path(tempfile.mkdtemp(dir=self._work))
             self._models[names] = tapping.with_taps(self.model, names, folder).resolve()
@@ -98,37 +108,42 @@ class JobSession:
         return samples
 
     def _launch(self, folder: Path, model: Path, names: Sequence[str], samples: int) -> None:
-        data = tapping.data_files(model) if self.self_contained else []
-        if self.self_contained:
-            shutil.copyfile(model, folder / "model.onnx")
-            for location, file in data:
-                inside = folder / location
-                if not inside.resolve().is_relative_to(folder.resolve()):
-                    raise ModelError(f"{model}: its external data {location!r} lies outside the model's folder")
-                inside.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, inside)
+        data: list[str] = []
+        if self.carries_model:
+            shutil.copyfile(model, folder / f"model{model.suffix}")
+            data = [] if self.names else tapping.copy_data(model, folder)
         job = {
-            "model": "model.onnx" if self.self_contained else str(model),
-            "data": [location for location, _ in data],
-            "optimization": self.options["optimization"],
-            "threads": self.options["threads"],
+            "model": f"model{model.suffix}" if self.carries_model else str(model),
+            "data": data,
             "inputs": self.inputs,
             "outputs": names,
             "samples": samples,
-            "save_optimized": self.proof,
-            "providers": ["CPUExecutionProvider"],
-            "config": {},
-            "plugin": "",
-            **self.extra,
+            "optimization": self.options["optimization"],
+            "threads": self.options["threads"],
+            "proof": self.proof,
+            "engine": self.engine,
+            "settings": {**self.settings, "taps": len(names) > len(self.outputs)},
         }
         (folder / "job.json").write_text(json.dumps(job))
+        shutil.copyfile(self.program, folder / self.program.name)
         found = self.launch(folder)
         try:
-            self.report = {**json.loads((folder / "result.json").read_text()), **found}
+            self.report = {**json.loads((folder / "result.json").read_text()), **(found or {})}
         except (OSError, ValueError) as error:
             raise ToolError(f"{self.what}: the run ended without a result") from error
-        if self.proof:
+        if self.needs and self.needs not in self.report["providers"]:
+            raise ToolError(f"{self.what}: {self.needs} could not be started: its device or its libraries are missing")
+        if (folder / "optimized.onnx").exists():
             self.report["ops"] = operators(folder / "optimized.onnx")
+
+
+def local(argv: Sequence[str], what: str, timeout: float, env: Mapping[str, str] | None = None) -> Launch:
+    """A launch that runs `argv _child.py .` on this machine."""
+
+    def launch(folder: Path) -> None:
+        process.run([*argv, CHILD.name, "."], what=what, timeout=timeout, env=env, cwd=folder)
+
+    return launch
 
 
 def operators(model: Path) -> dict[str, int]:

@@ -18,12 +18,11 @@ from typing import IO, Any
 
 from edgeq.errors import RecipeError, ToolError
 from edgeq.runners import process
-from edgeq.runners.jobs import JobSession
+from edgeq.runners.jobs import CHILD, JobSession
 from edgeq.runners.session import COMMON, options
 
 TITLE = "a board over SSH"
 TIMED = True
-CHILD = Path(__file__).with_name("_child.py")
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.%:@\[\]-]*")
 _RESULT = re.compile(r"\./(out/\d+_\d+\.npy|result\.json|optimized\.onnx)")
 _GRACE = 30.0  # seconds for the transfers, beyond the time that the program itself is given
@@ -54,8 +53,7 @@ def open_session(model: Path, **given: Any) -> JobSession:
         raise ToolError(line)
     argv = command(chosen)
 
-    def launch(folder: Path) -> dict[str, Any]:
-        shutil.copyfile(CHILD, folder / CHILD.name)
+    def launch(folder: Path) -> None:
         with tempfile.TemporaryFile() as sent, tempfile.TemporaryFile() as received:
             with tarfile.open(fileobj=sent, mode="w", format=tarfile.PAX_FORMAT) as archive:
                 archive.add(folder, arcname=".")
@@ -64,10 +62,9 @@ def open_session(model: Path, **given: Any) -> JobSession:
             process.run(argv, what=f"ssh ({chosen['host']})", timeout=limit, stdin=sent, stdout=received)
             received.seek(0)
             unpack(received, folder, f"ssh ({chosen['host']})")
-        return {}
 
     what = f"ssh ({chosen['host']})"
-    return JobSession(model, what, launch, chosen, self_contained=True, proof=chosen["proof"])
+    return JobSession(model, what, launch, chosen, carries_model=True, proof=chosen["proof"])
 
 
 def command(chosen: dict[str, Any]) -> list[str]:

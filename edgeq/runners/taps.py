@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,7 +49,22 @@ def with_taps(model_path: Path, names: Sequence[str], out_dir: Path) -> Path:
     return path
 
 
-def data_files(model_path: Path) -> list[tuple[str, Path]]:
-    """The (location as written in the model, file) of each external weight file of a model."""
-    found = {str(w.location): Path(w.path) for w in external(load(model_path))}
-    return sorted(found.items())
+def signature(model_path: Path) -> tuple[list[str], list[str]]:
+    """The names of a model's inputs (without initializers) and outputs."""
+    graph = load(model_path).graph
+    return [str(v.name) for v in graph.inputs if v.name not in graph.initializers], [str(v.name) for v in graph.outputs]
+
+
+def copy_data(model_path: Path, folder: Path) -> list[str]:
+    """Copies the external weights of a model to where a copy of it in `folder` finds them; their locations.
+
+    Raises ModelError when one lies, or would be written, outside the folder.
+    """
+    files = {str(w.location): Path(w.path) for w in external(load(model_path))}
+    for location, file in sorted(files.items()):
+        copy = folder / location
+        if not copy.resolve().is_relative_to(folder.resolve()):
+            raise ModelError(f"{model_path}: its external data {location!r} lies outside the model's folder")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+    return sorted(files)

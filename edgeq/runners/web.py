@@ -82,18 +82,15 @@ def open_session(model: Path, **given: Any) -> JobSession:
     if line := missing(chosen["browser"]):
         raise ToolError(line)
 
-    def node(folder: Path) -> dict[str, Any]:
-        argv = ["node", str(CHILD), str(folder), (dist() / "ort.node.min.mjs").as_uri()]
+    def node(folder: Path) -> None:
+        argv = ["node", CHILD.name, ".", (dist() / "ort.node.min.mjs").as_uri()]
         process.run(argv, what="web (node)", timeout=chosen["timeout"], cwd=folder)
-        return {}
 
-    def chromium(folder: Path) -> dict[str, Any]:
+    def chromium(folder: Path) -> None:
         _in_browser(folder, chosen["timeout"])
-        return {}
 
-    in_node = chosen["browser"] == "none"
-    what = f"web ({'node' if in_node else 'chromium'})"
-    return JobSession(model, what, node if in_node else chromium, chosen, self_contained=True)
+    name, launch = ("node", node) if chosen["browser"] == "none" else ("chromium", chromium)
+    return JobSession(model, f"web ({name})", launch, chosen, program=CHILD, carries_model=True)
 
 
 def _browser() -> str | None:

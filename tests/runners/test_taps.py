@@ -31,8 +31,15 @@ def test_external_weights_stay_out_of_the_model_file(tmp_path: Path) -> None:
     out.mkdir()
     written = onnx.load(taps.with_taps(model, ["c"], out), load_external_data=False)
     assert any(w.data_location == onnx.TensorProto.EXTERNAL for w in written.graph.initializer)
-    assert [name for name, _ in taps.data_files(model)] == ["weights/tiny.bin"]
-    assert taps.data_files(tiny.qdq_conv(tmp_path / "inside.onnx")) == []
+
+
+def test_external_weights_follow_a_copy_of_the_model(tmp_path: Path) -> None:
+    model = tiny.qdq_conv(tmp_path / "tiny.onnx", external=True)
+    out = tmp_path / "out"
+    out.mkdir()
+    assert taps.copy_data(tiny.qdq_conv(tmp_path / "inside.onnx"), out) == []
+    assert taps.copy_data(model, out) == ["weights/tiny.bin"]
+    assert (out / "weights" / "tiny.bin").read_bytes() == (tmp_path / "weights" / "tiny.bin").read_bytes()
 
 
 def test_errors_name_the_file_and_the_value(tmp_path: Path) -> None:
