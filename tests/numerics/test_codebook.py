@@ -1,0 +1,86 @@
+import gguf
+import numpy as np
+import onnxruntime as ort
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import helper, numpy_helper
+from sklearn.cluster import KMeans
+
+from edgeq.errors import ModelError, RecipeError
+from edgeq.numerics import codebook, pack
+
+
+@given(st.integers(0, 1000), st.integers(1, 20))
+def test_nearest_is_the_nearest(seed, k):
+    rng = np.random.default_rng(seed)
+    levels, x = np.sort(rng.normal(size=k)).astype(np.float32), rng.normal(size=(3, 30)).astype(np.float32)
+    want = np.abs(x[..., None].astype(float) - levels).argmin(-1)
+    np.testing.assert_array_equal(codebook.nearest(x, levels), want)
+
+
+def test_iq4_nl_is_ggufs_table():
+    np.testing.assert_array_equal(codebook.IQ4_NL, np.array(gguf.quants.IQ4_NL.kvalues, np.float32))
+
+
+@pytest.mark.parametrize(("kind", "table"), [(1, codebook.NF4), (0, codebook.FP4_BY_CODE)])
+def test_tables_are_those_of_the_bnb4_kernel(kind, table):
+    """The product with the identity reads a weight back. MatMulBnb4 packs the first code in the high nibble."""
+    codes = np.random.default_rng(0).integers(0, 16, (16, 64)).astype(np.uint8)
+    absmax = np.linspace(1, 2, 16, dtype=np.float32)
+    packed = pack.pack(codes.reshape(-1, 2)[:, ::-1], 4)
+    node = helper.make_node(
+        "MatMulBnb4", ["x", "b", "s"], ["y"], domain="com.microsoft", K=64, N=16, block_size=64, quant_type=kind
+    )
+    held = [numpy_helper.from_array(packed, "b"), numpy_helper.from_array(absmax, "s")]
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph([node], "g", [info("x", 1, (64, 64))], [info("y", 1, (64, 16))], held)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    got = ort.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"x": np.eye(64, dtype="f4")})[0]
+    np.testing.assert_allclose(got.T, table[codes] * absmax[:, None], rtol=1e-5)
+
+
+def test_fp4_codes_are_nearest():
+    x = np.random.default_rng(0).uniform(-1, 1, 500)
+    got = codebook.FP4_BY_CODE[codebook.fp4_codes(x)]
+    np.testing.assert_allclose(np.abs(got - x), np.abs(x[:, None] - codebook.FP4_BY_CODE).min(1), atol=1e-7)
+
+
+def test_powers_of_two():
+    assert codebook.powers_of_two(3).tolist() == [-1, -0.5, -0.25, 0, 0.25, 0.5, 1]
+    assert len(codebook.powers_of_two(4, 3.0)) == 15
+    with pytest.raises(RecipeError, match="choose 2 to 8"):
+        codebook.powers_of_two(9)
+
+
+def loss(x, levels):
+    return np.sum((x - levels[codebook.nearest(x, levels)]) ** 2)
+
+
+@pytest.mark.parametrize("k", [2, 4, 16])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_kmeans_is_as_good_as_scikit_learns(seed, k):
+    x = np.random.default_rng(seed).standard_t(5, size=1500)
+    theirs = KMeans(k, n_init=3, random_state=0).fit(x[:, None]).inertia_
+    levels = codebook.kmeans(x, k)
+    assert len(levels) == k
+    assert loss(x, levels) <= theirs * 1.001
+    np.testing.assert_array_equal(levels, codebook.kmeans(x[::-1], k))
+
+
+def test_kmeans_options_and_edges():
+    x = np.random.default_rng(0).normal(size=1000)
+    assert 0.0 in codebook.kmeans(x + 0.3, 8, keep_zero=True)
+    h = np.where(x > 0, 100.0, 1.0)
+    plain, weighted = codebook.kmeans(x, 4), codebook.kmeans(x, 4, h)
+    assert np.sum(h * (x - weighted[codebook.nearest(x, weighted)]) ** 2) < np.sum(
+        h * (x - plain[codebook.nearest(x, plain)]) ** 2
+    )
+    assert codebook.kmeans(np.array([3.0, 3.0, 1.0]), 16).tolist() == [1.0, 3.0]
+    assert codebook.kmeans(np.array([2.0]), 4).tolist() == [2.0]
+    for bad in ([], [1.0, np.nan]):
+        with pytest.raises(ModelError, match="k-means"):
+            codebook.kmeans(np.array(bad), 4)
+    with pytest.raises(RecipeError, match="levels"):
+        codebook.kmeans(x, 0)
