@@ -84,12 +84,14 @@ class Cost:
     error: str
 
 
-def peak_rss(cmd: Sequence[str], timeout: float = 1800, threads: int | None = None) -> Cost:
+def peak_rss(
+    cmd: Sequence[str], timeout: float = 1800, threads: int | None = None, extra_env: Mapping[str, str] | None = None
+) -> Cost:
     """Run `cmd` to its end and account for it alone (wait4), whatever earlier children took.
 
     The child's own children count too on systems that fold them in when it reaps them, as Linux does.
     """
-    env = dict(os.environ)
+    env = {**os.environ, **(extra_env or {})}
     if threads:
         env |= {k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:

@@ -40,7 +40,8 @@ def page(rng: np.random.Generator) -> tuple[Image.Image, list[Box]]:
         bounds = draw.textbbox((left, top), line, font=drawn)
         if bounds[2] < SIDE - 6:
             draw.text((left, top), line, font=drawn, fill=tuple(int(v) for v in rng.integers(0, 110, 3)))
-            boxes.append(tuple(float(v) for v in bounds))
+            margin = 1 + size / 12  # text is annotated with some room around the ink
+            boxes.append((bounds[0] - margin, bounds[1] - margin, bounds[2] + margin, bounds[3] + margin))
             if rng.random() < 0.1:
                 draw.line((left, bounds[3] + 6, SIDE - left, bounds[3] + 6), fill=(90, 90, 90))
         top += int(size * rng.uniform(1.6, 2.6))

@@ -1,0 +1,58 @@
+"""Peers in their own virtual environments, so that their pins never meet edgeq's.
+
+`ensure(name)` returns the interpreter of a peer, creating its environment under the cache on first use (EDGEQ_CACHE,
+else ~/.cache/edgeq). `run` quantizes a model with a peer in a process of its own and accounts for that process.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.measure import Cost, last_json, peak_rss
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# What to install, in order: a CPU build of torch must be there before a package that would pull another one.
+PACKAGES: dict[str, list[list[str]]] = {
+    "nncf": [["torch==2.13.0"], ["nncf==3.4.0", "onnx==1.23.2", "onnxruntime==1.32.0"]],
+    "quark": [["torch==2.13.0"], ["amd-quark==0.13", "onnxruntime==1.32.0"]],
+}
+PEERS = ("ort", *PACKAGES)
+CALIBRATORS = ("minmax", "percentile", "entropy")
+
+
+def cache() -> Path:
+    return Path(os.environ.get("EDGEQ_CACHE", Path.home() / ".cache" / "edgeq"))
+
+
+def ensure(name: str) -> Path:
+    """The peer's Python. onnxruntime's quantizer runs in this environment; the others get one each."""
+    if name == "ort":
+        return Path(sys.executable)
+    folder = cache() / "venvs" / name
+    python = folder / "bin" / "python"
+    ready = folder / "ready.txt"
+    wanted = "\n".join(" ".join(step) for step in PACKAGES[name])
+    if not ready.exists() or ready.read_text() != wanted:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        for step in PACKAGES[name]:
+            subprocess.run([str(python), "-m", "pip", "install", "--quiet", *step], check=True)
+        ready.write_text(wanted)
+    return python
+
+
+def run(
+    name: str, model: Path, feeds: Path, out: Path, calibrator: str = "minmax", samples: int = 128, threads: int = 2,
+    timeout: float = 1800,
+) -> Cost:  # fmt: skip
+    """Quantize `model` into `out` with a peer. Cost.error is the peer's own first line, or '' when it worked."""
+    script = ROOT / "benchmarks" / "peers" / f"{name}_quantize.py"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    command = [str(ensure(name)), str(script), str(model), str(feeds), str(out)]
+    command += ["--calibrator", calibrator, "--samples", str(samples)]
+    cost = peak_rss(command, timeout, threads, {"PYTHONPATH": str(ROOT)})
+    said = last_json(cost.output)
+    return Cost(cost.seconds, cost.peak_rss, cost.output, said.get("error", "") or cost.error)
