@@ -29,8 +29,9 @@ from edgeq.graph.observe import observable
 from edgeq.graph.prepare import prepare
 from edgeq.passes.dynamic import make_dynamic
 from edgeq.passes.qdq import insert_qdq
-from edgeq.placement import costly_joins
-from edgeq.plan import DYNAMIC, FLOAT, FOLDED, INTEGER, Plan, plan
+from edgeq.passes.tables import store_tables
+from edgeq.plan import DYNAMIC, FLOAT, FOLDED, INTEGER, Plan
+from edgeq.planner import plan
 from edgeq.recipe import Recipe
 from edgeq.registry import load
 from edgeq.report.schema import FileInfo, FloatNode, Nodes, Report, Verification, dump
@@ -170,8 +171,6 @@ def _quantize(
             raise CalibrationError("static quantization needs calibration data: give --calib, or use --method dynamic")
         summaries, seen = _observe(made, prepared, path, recipe, data, work, progress)
         about = {"samples": seen, "data": data.name}
-        excluded |= costly_joins(made, prepared, summaries, recipe)
-        made = plan(prepared, target, recipe, excluded)
     while True:
         solution, failed = solve(
             made, prepared, summaries, progress=lambda n: progress("solve", n, len(made.weights))
@@ -181,6 +180,7 @@ def _quantize(
         excluded |= failed
         made = plan(prepared, target, recipe, excluded)
     progress("rewrite", 0, None)
+    store_tables(prepared, made, solution)
     if recipe.method == "dynamic":
         return make_dynamic(prepared, made, solution), made, about
     return insert_qdq(prepared, made, solution, target.dedicated_pairs), made, about

@@ -5,6 +5,7 @@ A rule lists operators that are handled alike. `role` says how they take part in
 * `compute`: an anchor. It has a constant weight, and is quantized on its own account (Conv, Gemm, MatMul).
 * `join`: quantized only when all its inputs are already integers and somebody reads its output as integers.
 * `same`: moves codes without touching them, so input and output share scale and zero point. Otherwise like `join`.
+* `table`: a Gather whose constant table is stored as integers and scaled after the look-up.
 * `bridge`: has no integer kernel and runs in float between DequantizeLinear and QuantizeLinear, but does not end an
   island: what it makes of integers may be quantized again for its readers.
 
@@ -63,7 +64,7 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """
 
     ops: tuple[str, ...]
-    role: Literal["compute", "join", "same", "bridge"] = "compute"
+    role: Literal["compute", "join", "same", "bridge", "table"] = "compute"
     method: Method = "static"
     act: str = ""
     weight: str = ""

@@ -16,10 +16,10 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants_ir
 from onnxscript.rewriter import RewritePass
 from onnxscript.rewriter.rules import common as rules
-from onnxscript.rewriter.rules.fusion import _layer_norm
 from onnxscript.version_converter import convert_version
 
 from edgeq.errors import ModelError
+from edgeq.graph.canonical import canonicalize
 from edgeq.graph.edit import Names, all_graphs, constant, drop_unused_initializers
 from edgeq.graph.float16 import widen
 from edgeq.graph.fuse import LINEAR, fold_affine
@@ -71,6 +71,7 @@ def _prepare(model: ir.Model, opset: int, fold: bool) -> ir.Model:
         RewritePass(FUSIONS)(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _name(model)
+    canonicalize(model)
     while fold_affine(model):
         pass
     common.RemoveUnusedNodesPass()(model)
@@ -111,11 +112,16 @@ def _initializers_out_of_inputs(model: ir.Model) -> None:
 def _upgrade(model: ir.Model, opset: int) -> None:
     if weight_bytes(model) > PROTOBUF_LIMIT // 2:
         raise ModelError(f"opset {model.opset_imports.get('')} can't be upgraded in a model over 1 GB; export it anew")
+    logger = logging.getLogger("onnxscript")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it announces every use of the fallback
     try:
         # Without the fallback the converter only stamps the version on nodes it has no adapter for.
         convert_version(model, opset, fallback=True)
     except Exception as error:  # the C++ converter raises RuntimeError, its adapters anything
         raise ModelError(f"opset can't be upgraded to {opset} ({one_line(error)}); export with a newer opset") from None
+    finally:
+        logger.setLevel(level)
     if model.opset_imports.get("") != opset:
         raise ModelError(f"opset {model.opset_imports.get('')} can't be upgraded to {opset}; export with a newer opset")
 
@@ -161,5 +167,3 @@ def _name(model: ir.Model) -> None:
                 node.name = names.new(node.name or f"{node.op_type}_{node.outputs[0].name}")
             nodes.add(node.name)
 
-
-LAYER_NORM = _layer_norm

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from edgeq.graph.edit import Names, add_initializer, all_graphs, drop_unused_initializers, insert_after, is_constant, make_node
 from edgeq.numerics.affine import quantize
-from edgeq.plan import Plan, ValuePlan
+from edgeq.plan import STORED, Plan, ValuePlan
 from edgeq.types import PerBlock, PerChannel, QParams, QTensor, Solution
 
 _PACKED = {"int4": ml_dtypes.int4, "uint4": ml_dtypes.uint4, "int2": ml_dtypes.int2, "uint2": ml_dtypes.uint2}
@@ -23,7 +23,10 @@ def insert_qdq(model: ir.Model, plan: Plan, solution: Solution, dedicated: bool 
     writer = _Writer(model, solution, dedicated)
     for value in plan.values:
         writer.activation(value)
+    stored = {n.name for n in plan.nodes if n.decision == STORED}
     for weight in plan.weights:
+        if weight.node in stored:
+            continue
         writer.constant_input(weight.node, weight.index, solution.weights[weight.node, weight.index])
     for bias in plan.biases:
         if bias.node in solution.biases:

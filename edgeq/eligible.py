@@ -1,0 +1,106 @@
+"""May a node be quantized at all? Which rule applies to it, and what stands in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from edgeq.graph.edit import is_constant, rank
+from edgeq.plan import WEIGHT_INDEX, WeightPlan, weight_axis
+from edgeq.recipe import Recipe
+from edgeq.target import Rule, Target
+
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+SMALL_TABLE = 4096  # elements; below it the codes save less than the extra nodes cost
+
+
+@dataclass(frozen=True)
+class Context:
+    """What placement decides by. excluded: node name → reason, nodes that must stay float."""
+
+    target: Target
+    recipe: Recipe
+    excluded: Mapping[str, str]
+
+    def rule(self, node: ir.Node) -> tuple[Rule | None, str]:
+        """The rule for a node, or None and the reason why there is none to use."""
+        name, op = node.name or "", node.op_type
+        if name in self.excluded:
+            return None, self.excluded[name]
+        if node.domain not in ("", "ai.onnx"):
+            return None, f"operator of domain {node.domain}"
+        if self.recipe.override(name, op).float:
+            return None, "the recipe keeps it float"
+        rule = self.target.find(op, self.recipe.method)
+        if rule is None:
+            why = self.target.refusal(op) or f"{self.target.name} has no {self.recipe.method} kernel for {op}"
+            return None, why
+        return rule, ""
+
+    def weights(self, node: ir.Node, rule: Rule) -> list[WeightPlan]:
+        override = self.recipe.override(node.name or "", node.op_type)
+        row = self.target.types[override.weight_type or rule.weight]
+        algorithm = override.weight or self.recipe.weight
+        indices = (1, 2) if node.op_type == "LSTM" else (WEIGHT_INDEX[node.op_type],)
+        return [
+            WeightPlan(node.name or "", i, value.name or "", row.spec(weight_axis(node, row.per)), algorithm)
+            for i in indices
+            if (value := node.inputs[i]) is not None
+        ]
+
+
+def weight_problem(node: ir.Node, rule: Rule) -> str:
+    """Why the weight of a `compute` node can't be quantized, or nothing."""
+    data, weight = node.inputs[0], node.inputs[WEIGHT_INDEX[node.op_type]]
+    if data is None or weight is None:
+        return "an input is missing"
+    if data.dtype != ir.DataType.FLOAT:
+        return f"its input is {data.dtype.name.lower() if data.dtype else 'of unknown type'}, not float32"
+    if not is_constant(weight):
+        return "its weight is not constant"
+    if weight.const_value is None or weight.const_value.size == 0:
+        return "its weight is empty"
+    if rule.max_rank and (rank(data) or 0) > rule.max_rank:
+        return f"its input has rank {rank(data)}, over the kernel's {rule.max_rank}"
+    if node.op_type == "Conv" and not rule.depthwise and node.attributes.get_int("group", 1) > 1:
+        return "depthwise and grouped convolutions are never made dynamic"
+    if node.op_type == "MatMul" and len(weight.const_value.shape) < 2:
+        return "its weight is a vector"
+    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0):
+        return "its input is transposed"
+    if node.op_type == "LSTM" and node.attributes.get_int("layout", 0):
+        return "batch-first layout has no integer kernel"
+    return ""
+
+
+def table_problem(node: ir.Node) -> str:
+    """Why the table that a Gather reads can't be stored as integers, or nothing."""
+    table = node.inputs[0]
+    if not is_constant(table) or table is None or table.const_value is None or table.dtype != ir.DataType.FLOAT:
+        return "moves data"
+    if len(table.const_value.shape) != 2 or node.attributes.get_int("axis", 0) != 0:
+        return "not a table of rows"
+    return "" if table.const_value.size >= SMALL_TABLE else "a small table"
+
+
+def join_problem(node: ir.Node, rule: Rule, recipe: Recipe, carries: set[ir.Value]) -> str:
+    """Why a `join`, `same` or `bridge` node can't take part in an island, or nothing."""
+    if rule.role == "join" and recipe.elementwise == "none":
+        return "the recipe's `elementwise` is none"
+    varying = [v for v in node.inputs if v is not None and v.dtype in FLOATS and not is_constant(v)]
+    if not varying:
+        return "computes on constants or integers"
+    if any(v.dtype != ir.DataType.FLOAT for v in varying):
+        return "its input is not float32"
+    if not rule.constant and any(is_constant(v) for v in node.inputs):
+        return "one operand is constant"
+    if rule.max_rank and any((rank(v) or 0) > rule.max_rank for v in varying):
+        return f"its input has over {rule.max_rank} dimensions"
+    for value in varying:
+        if value not in carries:
+            producer = value.producer()
+            source = f"node {producer.name}" if producer is not None else f"input {value.name}"
+            return f"would need a float → integer step: {source} gives float"
+    return ""

@@ -1,0 +1,67 @@
+"""Write the same computation in the one form that integer kernels exist for.
+
+* ReduceMean over all spatial axes of an image or volume becomes GlobalAveragePool (and a Flatten without keepdims).
+* Gemm's constant alpha and beta go into its weight and bias.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeq.graph.edit import Names, add_initializer, all_graphs, constant, make_node, rank, replace
+
+
+def canonicalize(model: ir.Model) -> bool:
+    """Rewrite in place; returns whether anything changed."""
+    names, changed = Names(model), False
+    for graph in all_graphs(model):
+        for node in list(graph):
+            if node.domain == "" and node.op_type == "ReduceMean":
+                changed |= _mean(node, graph, names)
+            elif node.domain == "" and node.op_type == "Gemm":
+                changed |= _gemm(node, graph, names)
+    return changed
+
+
+def _mean(node: ir.Node, graph: ir.Graph, names: Names) -> bool:
+    source, dims = node.inputs[0], rank(node.inputs[0])
+    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else node.attributes.get_ints("axes", None)
+    if source is None or dims is None or dims < 4 or axes is None or source.dtype != ir.DataType.FLOAT:
+        return False
+    if sorted(int(a) % dims for a in np.asarray(axes).reshape(-1)) != list(range(2, dims)):
+        return False
+    keep = bool(node.attributes.get_int("keepdims", 1))
+    shape = ir.Shape([*list(source.shape or [])[:2], *([1] * (dims - 2))])
+    out = node.outputs[0]
+    pool = make_node(
+        "GlobalAveragePool", [source], names.new(f"{out.name}_pool"), source.dtype, shape, name=names.new(f"{node.name}_pool")
+    )
+    graph.insert_before(node, pool)
+    last = pool
+    if not keep:
+        last = make_node(
+            "Flatten", [pool.outputs[0]], names.new(f"{out.name}_flat"), source.dtype, out.shape, {"axis": 1},
+            name=names.new(f"{node.name}_flat"),
+        )
+        graph.insert_before(node, last)
+    name = out.name
+    replace(node, last.outputs[0])
+    last.outputs[0].name = name
+    return True
+
+
+def _gemm(node: ir.Node, graph: ir.Graph, names: Names) -> bool:
+    changed = False
+    for attribute, index in (("alpha", 1), ("beta", 2)):
+        factor = node.attributes.get_float(attribute, 1.0)
+        array = constant(node.inputs[index]) if index < len(node.inputs) else None
+        if factor == 1.0 or array is None:
+            continue
+        old = node.inputs[index]
+        scaled = (array * np.float32(factor)).astype(array.dtype)
+        assert old is not None
+        node.replace_input_with(index, add_initializer(graph, names.new(f"{old.name}_{attribute}"), scaled))
+        del node.attributes[attribute]
+        changed = True
+    return changed

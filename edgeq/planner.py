@@ -1,0 +1,44 @@
+"""Make the plan of a prepared model. Nothing is changed; `edgeq plan` prints what this returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import onnx_ir as ir
+
+from edgeq import islands
+from edgeq.eligible import Context, table_problem, weight_problem
+from edgeq.errors import TargetError
+from edgeq.plan import DYNAMIC, FLOAT, STORED, NodePlan, Plan, WeightPlan, walk
+from edgeq.recipe import Recipe
+from edgeq.target import Target
+
+
+def plan(model: ir.Model, target: Target, recipe: Recipe, excluded: Mapping[str, str] | None = None) -> Plan:
+    """The plan. `excluded`: node name → reason, nodes that must stay float.
+
+    Raises TargetError when the target has no rule at all for the recipe's method.
+    """
+    methods = sorted({rule.method for rule in target.rule})
+    if recipe.method not in methods:
+        raise TargetError(target.name, f"it has no {recipe.method} quantization", f"choose {' or '.join(methods)}")
+    context = Context(target, recipe, dict(excluded or {}))
+    if recipe.method == "static":
+        return islands.place(model, context)
+    return one_by_one(model, context)
+
+
+def one_by_one(model: ir.Model, context: Context) -> Plan:
+    """Each node on its own account: nothing is calibrated, so neighbours and loop bodies don't matter."""
+    nodes: list[NodePlan] = []
+    weights: list[WeightPlan] = []
+    for node, _ in walk(model.graph):
+        rule, why = context.rule(node)
+        if rule is not None:
+            why = table_problem(node) if rule.role == "table" else weight_problem(node, rule)
+        if why or rule is None:
+            nodes.append(NodePlan(node.name or "", node.op_type, FLOAT, why))
+            continue
+        nodes.append(NodePlan(node.name or "", node.op_type, STORED if rule.role == "table" else DYNAMIC))
+        weights += context.weights(node, rule)
+    return Plan(context.target.name, context.recipe.method, tuple(nodes), weights=tuple(weights))
