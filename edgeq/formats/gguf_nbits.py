@@ -30,7 +30,7 @@ class Weights:
     file: Gguf
     llama: Llama
     requantize: str = ""
-    _last: Tensor | None = None  # codes, scales and zero points are asked for one after another
+    _last: Tensor | None = None  # codes, scales and offsets are asked for one after another
 
     def __post_init__(self) -> None:
         if self.requantize and self.requantize not in BITS:
@@ -60,21 +60,16 @@ class Weights:
         if t.kind == "Q8_0":
             return np.ascontiguousarray(block["qs"]).view(np.uint8) ^ np.uint8(0x80)
         q = np.concatenate([block["qs"] & 15, block["qs"] >> 4], -1)
-        if t.kind == "Q4_1":
-            q[block["d"] == 0] = 1
         return q[..., 0::2] | q[..., 1::2] << 4
 
     def scales(self, name: str) -> np.ndarray:
-        """float32 [N, K/32]. A Q4_1 block without a scale holds m alone: scale m, code 1, zero point 0."""
-        block = _blocks(self._encoded(name))
-        d = block["d"].astype(np.float32)
-        return np.where(d == 0, block["m"].astype(np.float32), d) if "m" in (block.dtype.names or ()) else d
+        """float32 [N, K/32]."""
+        return _blocks(self._encoded(name))["d"].astype(np.float32)
 
-    def zero_points(self, name: str) -> np.ndarray:
-        """float32 [N, K/32], of Q4_1 alone."""
+    def offsets(self, name: str) -> np.ndarray:
+        """float32 [N, K/32], of Q4_1 alone: what the code 8 stands for."""
         block = _blocks(self._encoded(name))
-        d, m = block["d"].astype(np.float32), block["m"].astype(np.float32)
-        return np.where(d == 0, np.float32(0), -m / np.where(d == 0, np.float32(1), d))
+        return block["m"].astype(np.float32) + np.float32(8) * block["d"].astype(np.float32)
 
     def _encoded(self, name: str) -> Tensor:
         if self._last is None or self._last.name != name:

@@ -71,48 +71,59 @@ class _Decoder:
     weights: Weights
     level: int
     b: _Build = field(default_factory=_Build)
+    sums: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
-    def packed(self, name: str) -> tuple[ir.Value, ir.Value, ir.Value | None, int]:
-        """(codes [N, K/32, bytes], scales [N, K/32], float zero points of Q4_1, bits)."""
-        w, kind = self.weights, self.weights.kind(name)
+    def packed(self, name: str) -> tuple[ir.Value, ir.Value, int]:
+        """(codes [N, K/32, bytes], scales [N, K/32], bits)."""
+        w, bits = self.weights, BITS[self.weights.kind(name)]
         n, k = w.shape(name)
-        codes = self.b.lazy(f"{name}.codes", partial(w.codes, name), BYTE, (n, k // BLOCK, 4 * BITS[kind]))
-        scale = self.b.lazy(f"{name}.scales", partial(w.scales, name), FLOAT, (n, k // BLOCK))
-        zero = None
-        if kind == "Q4_1":
-            zero = self.b.lazy(f"{name}.zero_points", partial(w.zero_points, name), FLOAT, (n, k // BLOCK))
-        return codes, scale, zero, BITS[kind]
+        codes = self.b.lazy(f"{name}.codes", partial(w.codes, name), BYTE, (n, k // BLOCK, 4 * bits))
+        return codes, self.b.lazy(f"{name}.scales", partial(w.scales, name), FLOAT, (n, k // BLOCK)), bits
 
     def linear(self, x: ir.Value, name: str) -> ir.Value:
         """x [..., K] times the transposed weights [N, K]."""
-        n, k = self.weights.shape(name)
-        if self.weights.kind(name) not in BITS:
-            w = self.b.lazy(name, lambda: np.ascontiguousarray(self.weights.floats(name).T), FLOAT, (k, n))
-            return self.b.op("MatMul", x, w)
-        codes, scale, zero, bits = self.packed(name)
+        op, w, kind = self.b.op, self.weights, self.weights.kind(name)
+        n, k = w.shape(name)
+        if kind not in BITS:
+            dense = self.b.lazy(name, lambda: np.ascontiguousarray(w.floats(name).T), FLOAT, (k, n))
+            return op("MatMul", x, dense)
+        codes, scale, bits = self.packed(name)
         sizes = {"K": k, "N": n, "bits": bits, "block_size": BLOCK, "accuracy_level": self.level}
-        inputs = (x, codes, scale) if zero is None else (x, codes, scale, zero)
-        return _typed(self.b.op("MatMulNBits", *inputs, domain=MS_DOMAIN, **sizes), ["batch", "sequence", n])
+        out = _typed(op("MatMulNBits", x, codes, scale, domain=MS_DOMAIN, **sizes), ["batch", "sequence", n])
+        if kind != "Q4_1":
+            return out
+        offsets = self.b.lazy(
+            f"{name}.offsets", lambda: np.ascontiguousarray(w.offsets(name).T), FLOAT, (k // BLOCK, n)
+        )
+        return op("Add", out, op("MatMul", self.block_sums(x), offsets))
+
+    def block_sums(self, x: ir.Value) -> ir.Value:
+        """[B, T, K] -> [B, T, K/32]; made once for the matrices that share an input."""
+        if x not in self.sums:
+            runs = self.b.op("Reshape", x, self.b.const([0, 0, -1, BLOCK]))
+            self.sums[x] = self.b.op("ReduceSum", runs, self.b.const([-1]), keepdims=0)
+        return self.sums[x]
 
     def embedding(self, ids: ir.Value, name: str) -> ir.Value:
-        """Rows of the table: gathered as codes and scales, then (q - zero) * scale."""
-        op, const = self.b.op, self.b.const
-        if self.weights.kind(name) not in BITS:
-            table = self.b.lazy(f"{name}.rows", partial(self.weights.floats, name), FLOAT, self.weights.shape(name))
+        """Rows of the table: gathered as codes and scales, then (q - zero) * scale + offset."""
+        op, const, w, kind = self.b.op, self.b.const, self.weights, self.weights.kind(name)
+        if kind not in BITS:
+            table = self.b.lazy(f"{name}.rows", partial(w.floats, name), FLOAT, w.shape(name))
             return op("Gather", table, ids, axis=0)
-        codes, scale, zero, bits = self.packed(name)
+        codes, scale, bits = self.packed(name)
         q = op("Gather", codes, ids, axis=0)
         if bits == 4:
             low = op("BitwiseAnd", q, const(np.uint8(15)))
             high = op("BitShift", q, const(np.uint8(4)), direction="RIGHT")
             pair = [op("Unsqueeze", half, const([-1])) for half in (low, high)]
             q = op("Reshape", op("Concat", *pair, axis=-1), const([0, 0, 0, -1]))
-        q = op("Cast", q, to=int(FLOAT))
-        middle = const(np.float32(2 ** (bits - 1)))
-        if zero is not None:
-            middle = op("Unsqueeze", op("Gather", zero, ids, axis=0), const([-1]))
-        step = op("Unsqueeze", op("Gather", scale, ids, axis=0), const([-1]))
-        return op("Reshape", op("Mul", op("Sub", q, middle), step), const([0, 0, -1]))
+        centred = op("Sub", op("Cast", q, to=int(FLOAT)), const(np.float32(2 ** (bits - 1))))
+        rows = op("Mul", centred, op("Unsqueeze", op("Gather", scale, ids, axis=0), const([-1])))
+        if kind == "Q4_1":
+            n, k = w.shape(name)
+            offsets = self.b.lazy(f"{name}.offset_rows", partial(w.offsets, name), FLOAT, (n, k // BLOCK))
+            rows = op("Add", rows, op("Unsqueeze", op("Gather", offsets, ids, axis=0), const([-1])))
+        return op("Reshape", rows, const([0, 0, -1]))
 
     def norm(self, x: ir.Value, name: str) -> ir.Value:
         """RMSNorm: x / sqrt(mean(x**2) + eps) * weight."""
@@ -223,13 +234,13 @@ def _typed(value: ir.Value, shape: list[Any]) -> ir.Value:
     return value
 
 
-def to_onnx(file: Gguf, cache: bool = False, accuracy_level: int = 0, requantize: str = "") -> ir.Model:
+def to_onnx(file: Gguf, cache: bool = False, accuracy_level: int = 4, requantize: str = "") -> ir.Model:
     """The ONNX decoder of a GGUF Llama: input_ids int64 [batch, sequence] -> logits float32 [batch, sequence, vocab].
 
     cache: adds the inputs past_key_values.N.key and .value [batch, kv heads, past, head size] and the outputs
     present.N.key and .value that continue them; positions go on from the length of the past.
-    accuracy_level: MatMulNBits' own. 0 keeps activations in float32; 4 lets the kernel quantize them to int8, which is
-    what llama.cpp does, and much faster.
+    accuracy_level: MatMulNBits' own. 4 lets the kernel quantize activations to int8, as llama.cpp does; 0 keeps them in
+    float32, which is several times slower, and for 8-bit weights a hundred times.
     requantize: Q4_0, Q4_1 or Q8_0 for the matrices that come in another type, instead of float32.
     Raises ModelError for a model that is not a plain Llama, RecipeError for an option that is not valid.
     """
