@@ -1,4 +1,4 @@
-"""The reference points of the accuracy benchmark: float, and onnxruntime's own static quantizer, in plain onnxruntime."""
+"""The reference points of the accuracy benchmark, in plain onnxruntime: float, and its own static quantizer."""
 
 from __future__ import annotations
 

