@@ -176,7 +176,7 @@ def read(path: str | os.PathLike[str]) -> Gguf:
             raise cursor.bad(f"tensor {name!r} twice")
         if offset % int(alignment) or start + offset + rows * width > cursor.end:
             raise cursor.bad(f"tensor {name!r} {shape} {kind} at offset {offset} does not fit in the file")
-        data = np.frombuffer(buffer, np.uint8, rows * width, start + offset) if rows * width else np.empty(0, np.uint8)
+        data = np.frombuffer(buffer, np.uint8, rows * width, start + offset)
         tensors[name] = Tensor(name, shape, kind, data.reshape(rows, width))
     return Gguf(metadata, tensors)
 
@@ -186,6 +186,8 @@ def _info(cursor: _Cursor) -> tuple[str, tuple[int, ...], str, int]:
     if not 1 <= dims <= 4:
         raise cursor.bad(f"tensor {name!r} of {dims} dimensions; 1 to 4 are allowed")
     shape = tuple(cursor.number("Q") for _ in range(dims))[::-1]
+    if 0 in shape:
+        raise cursor.bad(f"tensor {name!r} {shape} is empty")
     number, offset = cursor.number("I"), cursor.number("Q")
     if number not in _BY_NUMBER:
         raise ModelError(
@@ -206,11 +208,11 @@ def _value(key: str, value: Value) -> bytes:
         return struct.pack("<I", STRING) + _string(value)
     if isinstance(value, list) and all(isinstance(v, str) for v in value):
         return struct.pack("<IIQ", ARRAY, STRING, len(value)) + b"".join(map(_string, value))
-    if isinstance(value, bool | np.bool_):
+    if isinstance(value, bool):
         value = np.bool_(value)
     elif isinstance(value, int):
         value = np.uint32(value) if 0 <= value < 2**32 else np.int64(value)
-    elif isinstance(value, float):
+    elif isinstance(value, float) and not isinstance(value, np.generic):  # numpy's float64 is a Python float as well
         value = np.float32(value)
     if isinstance(value, np.generic | np.ndarray) and np.ndim(value) <= 1:
         dtype = value.dtype.newbyteorder("<") if value.dtype.itemsize > 1 else value.dtype

@@ -39,7 +39,7 @@ def lowest(x: np.ndarray) -> np.ndarray:
     return np.take_along_axis(x, first[None], 0)[0]
 
 
-def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def ratio(a: np.ndarray | np.floating, b: np.ndarray) -> np.ndarray:
     """a / b, and 0 where b is 0 or the quotient is not finite."""
     with np.errstate(all="ignore"):
         q = np.asarray(a / b, np.float32)
@@ -69,7 +69,7 @@ def symmetric(x: np.ndarray, nmax: int, weights: np.ndarray | None = None) -> tu
     top = np.where(empty, np.float32(1), top)
     w = x * x if weights is None else weights
     wx = w * x
-    scale = best = codes = np.float32(0)
+    scale = best = codes = np.zeros(0, np.float32)
     for step in (0, *range(-9, 0), *range(1, 10)):
         level = np.clip(np.rint(x * (-(np.float32(nmax) + np.float32(0.1) * np.float32(step)) / top)), -nmax, nmax - 1)
         wl = w * level
@@ -172,7 +172,8 @@ def positive(x: np.ndarray, nmax: int, weights: np.ndarray) -> tuple[np.ndarray,
     top = np.maximum(x.max(0), np.float32(0))
     empty = top < TINY
     top = np.where(empty, np.float32(1), top)
-    chosen = best = np.float32(0)
+    chosen: np.ndarray = np.zeros(0, np.float32)
+    best = chosen
     for step in (0, *range(-4, 0), *range(1, 5)):
         inverse = (np.float32(0.1) * np.float32(step) + np.float32(nmax)) / top
         diff = x - (np.float32(1) / inverse) * np.minimum(np.rint(inverse * x), nmax)
