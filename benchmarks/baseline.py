@@ -15,7 +15,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from benchmarks.tasks import Feed, Task
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
+class _Reader(CalibrationDataReader):
     def __init__(self, feeds: list[Feed]) -> None:
         self.feeds: Iterator[Feed] = iter(feeds)
 

@@ -136,6 +136,7 @@ def export(model: Digits, path: Path) -> None:
         dynamic_shapes=({0: torch.export.Dim("N")},),
         verbose=False,
     )
+    assert program is not None
     fold_constants(program.model)  # the zero biases that the exporter writes as Shape and Expand
     remove_unused_nodes(program.model)
     proto = program.model_proto
@@ -153,8 +154,8 @@ def main(folder: Path) -> None:
     with torch.no_grad():
         logits = model(torch.from_numpy(evaluation["input"])).numpy()
     export(model, folder / "digits.onnx")
-    np.savez_compressed(folder / "digits.npz", **evaluation)
-    np.savez_compressed(folder / "digits_calib.npz", **{k: v[:CALIBRATION] for k, v in training.items()})
+    for name, data in (("digits", evaluation), ("digits_calib", {k: v[:CALIBRATION] for k, v in training.items()})):
+        np.savez_compressed(folder / f"{name}.npz", input=data["input"], label=data["label"])
     print(f"digits: accuracy {(logits.argmax(1) == evaluation['label']).mean():.4f} on {EVALUATION} held-out samples")
 
 

