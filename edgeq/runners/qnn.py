@@ -58,9 +58,10 @@ def install(progress: Callable[[str], None]) -> None:
 def open_session(model: Path, **given: Any) -> JobSession:
     """Options: optimization, threads, timeout; proof=True adds to the session's `report` placement.
 
-    soc: Qualcomm's number of the chip to simulate, "0" for the library's own choice. Raises RecipeError, ToolError.
+    soc: Qualcomm's number of the chip to simulate: "43" is SM8550, "57" SM8650; the library's own choice, "0", is a
+    chip with so little memory that models of a few megabytes don't fit. Raises RecipeError, ToolError.
     """
-    chosen = options("qnn", given, {**COMMON, "soc": "0", "proof": False})
+    chosen = options("qnn", given, {**COMMON, "soc": "43", "proof": False})
     if line := missing():
         raise ToolError(line)
     site = root() / "site"

@@ -7,7 +7,7 @@ from edgeq.errors import ModelError, RecipeError, ToolError
 from edgeq.runners import litert
 from tests.require import require
 
-require("ai_edge_litert", "pip install edgeq[litert]")
+require("litert", "pip install edgeq[litert]", lambda: litert.missing() is None)
 
 import flatbuffers  # noqa: E402
 from ai_edge_litert import schema_py_generated as schema  # noqa: E402
@@ -40,12 +40,8 @@ def two_layers(path: Path) -> Path:
     graph.tensors = []
     for name, shape, scale, buffer in tensors:
         tensor = schema.TensorT()
-        tensor.name, tensor.shape, tensor.type, tensor.buffer = (
-            name.encode(),
-            list(shape),
-            schema.TensorType.INT8,
-            buffer,
-        )
+        tensor.name, tensor.shape = name.encode(), list(shape)
+        tensor.type, tensor.buffer = schema.TensorType.INT8, buffer
         tensor.quantization = schema.QuantizationParametersT()
         tensor.quantization.scale, tensor.quantization.zeroPoint = [scale], [0]
         graph.tensors.append(tensor)
