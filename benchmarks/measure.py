@@ -89,14 +89,15 @@ def peak_rss(
 ) -> Cost:
     """Run `cmd` to its end and account for it alone (wait4), whatever earlier children took.
 
-    The child's own children count too on systems that fold them in when it reaps them, as Linux does.
+    It runs in an empty folder, since some tools leave files where they stand. The child's own children count too on
+    systems that fold them in when it reaps them, as Linux does.
     """
     env = {**os.environ, **(extra_env or {})}
     if threads:
         env |= {k: str(threads) for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, tempfile.TemporaryDirectory() as cwd:
         start = time.perf_counter()
-        child = subprocess.Popen(list(cmd), stdout=out, stderr=err, env=env, start_new_session=True)
+        child = subprocess.Popen(list(cmd), stdout=out, stderr=err, env=env, cwd=cwd, start_new_session=True)
         usage, status = _wait(child, start + timeout)
         seconds = time.perf_counter() - start
         out.seek(0)
@@ -132,6 +133,14 @@ def last_json(text: str) -> dict:
         if line.startswith("{"):
             return json.loads(line)
     return {}
+
+
+def save_folder(feeds: Iterable[Feed], folder: Path) -> Path:
+    """Feeds as a folder with one `.npz` a sample, so that nothing need hold them all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, feed in enumerate(feeds):
+        np.savez(folder / f"{i:05}.npz", **feed)
+    return folder
 
 
 def save_feeds(feeds: Iterable[Feed], path: Path) -> Path:
