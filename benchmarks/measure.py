@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
@@ -48,7 +49,7 @@ def ratios(
     return {name: (t, times[base] / t) for name, t in times.items()}
 
 
-def session(model: Path, threads: int, spinning: bool = True, config: Mapping[str, str] | None = None):
+def session(model: Path, threads: int, spinning: bool = True, config: Mapping[str, str] | None = None) -> Any:
     """An onnxruntime CPU session at the default optimization level (all)."""
     import onnxruntime as ort
 
@@ -108,7 +109,7 @@ def peak_rss(
     return Cost(seconds, kib * (1 if sys.platform == "darwin" else 1024), stdout, failed)
 
 
-def _wait(child: subprocess.Popen[bytes], deadline: float):
+def _wait(child: subprocess.Popen[bytes], deadline: float) -> tuple[Any, object]:
     """(resource usage, exit status) by wait4; a child past its deadline is killed with its process group."""
     while time.perf_counter() < deadline:
         pid, status, usage = os.wait4(child.pid, os.WNOHANG)
@@ -139,7 +140,7 @@ def save_folder(feeds: Iterable[Feed], folder: Path) -> Path:
     """Feeds as a folder with one `.npz` a sample, so that nothing need hold them all."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, feed in enumerate(feeds):
-        np.savez(folder / f"{i:05}.npz", **feed)
+        np.savez(folder / f"{i:05}.npz", allow_pickle=False, **feed)
     return folder
 
 
@@ -147,5 +148,5 @@ def save_feeds(feeds: Iterable[Feed], path: Path) -> Path:
     """Feeds of batch 1 as one `.npz` whose arrays carry the samples on axis 0."""
     listed = list(feeds)
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **{key: np.concatenate([f[key] for f in listed]) for key in listed[0]})
+    np.savez(path, allow_pickle=False, **{key: np.concatenate([f[key] for f in listed]) for key in listed[0]})
     return path
