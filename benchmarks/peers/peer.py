@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,7 @@ class Reader:
         return len(self.feeds)
 
 
-def at_least_opset(model, wanted: int):
+def at_least_opset(model: Any, wanted: int) -> Any:
     """The model itself, or a converted copy: below opset 13 the peers write per-channel files that do not load."""
     import onnx.version_converter
 
