@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -27,10 +27,10 @@ Model = Annotated[Path, typer.Argument(help="An .onnx file.", show_default=False
 TargetName = Annotated[str, typer.Option("--target", "-t", help="A name of `edgeq targets`, or a .toml file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables.")]
-Labels = Annotated[Optional[str], typer.Option(help="Array of the data that holds labels: measures top-1.")]
-MetricSpec = Annotated[Optional[str], typer.Option(help="MODULE:FUNCTION(outputs, extras) -> number, higher is better.")]
-MaxDrop = Annotated[Optional[float], typer.Option(help="Most that the metric may drop.")]
-MinSqnr = Annotated[Optional[float], typer.Option(help="Least SQNR of every output, in dB.")]
+Labels = Annotated[str | None, typer.Option(help="Array of the data that holds labels: measures top-1.")]
+MetricSpec = Annotated[str | None, typer.Option(help="MODULE:FUNCTION(outputs, extras) -> number, higher is better.")]
+MaxDrop = Annotated[float | None, typer.Option(help="Most that the metric may drop.")]
+MinSqnr = Annotated[float | None, typer.Option(help="Least SQNR of every output, in dB.")]
 
 
 def main() -> None:
@@ -85,8 +85,8 @@ def inspect(model: Model, as_json: AsJson = False) -> None:
 def plan(
     model: Model,
     target: TargetName = "x86_64",
-    method: Annotated[Optional[str], typer.Option(help="static or dynamic.")] = None,
-    recipe: Annotated[Optional[Path], typer.Option(help="A recipe.toml.")] = None,
+    method: Annotated[str | None, typer.Option(help="static or dynamic.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe.toml.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """What each node would get, or why it stays float. Nothing is written."""
@@ -105,11 +105,13 @@ def quantize(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
     target: TargetName = "x86_64",
-    calib: Annotated[Optional[str], typer.Option(help="Calibration data: .npz, folder, or MODULE:CALLABLE.")] = None,
-    eval_data: Annotated[Optional[str], typer.Option("--eval", help="Data to verify on; default: the calibration data.")] = None,
-    method: Annotated[Optional[str], typer.Option(help="static or dynamic.")] = None,
-    calibrator: Annotated[Optional[str], typer.Option(help="A calibrator of `edgeq methods`.")] = None,
-    recipe: Annotated[Optional[Path], typer.Option(help="A recipe.toml; options given beside it win.")] = None,
+    calib: Annotated[str | None, typer.Option(help="Calibration data: .npz, folder, or MODULE:CALLABLE.")] = None,
+    eval_data: Annotated[
+        str | None, typer.Option("--eval", help="Data to verify on; default: the calibration data.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="static or dynamic.")] = None,
+    calibrator: Annotated[str | None, typer.Option(help="A calibrator of `edgeq methods`.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe.toml; options given beside it win.")] = None,
     labels: Labels = None,
     metric: MetricSpec = None,
     max_drop: MaxDrop = None,
@@ -126,8 +128,19 @@ def quantize(
 
     with _progress(quiet or as_json) as progress:
         result = pipeline.quantize(
-            model, target, calib, output, recipe=recipe, method=method, calibrator=calibrator, eval_data=eval_data,
-            labels=labels, metric=metric, budget=Budget(max_drop, min_sqnr), check=check, progress=progress,
+            model,
+            target,
+            calib,
+            output,
+            recipe=recipe,
+            method=method,
+            calibrator=calibrator,
+            eval_data=eval_data,
+            labels=labels,
+            metric=metric,
+            budget=Budget(max_drop, min_sqnr),
+            check=check,
+            progress=progress,
         )
     if as_json:
         _print(dump(result.report).decode().rstrip())
@@ -158,8 +171,15 @@ def verify(
 
     with _progress(quiet or as_json) as progress:
         found = pipeline.verify_files(
-            reference, quantized, target, data, labels=labels, metric=metric, budget=Budget(max_drop, min_sqnr),
-            layers=layers, progress=progress,
+            reference,
+            quantized,
+            target,
+            data,
+            labels=labels,
+            metric=metric,
+            budget=Budget(max_drop, min_sqnr),
+            layers=layers,
+            progress=progress,
         )
     if as_json:
         _print(dump(found).decode().rstrip())
@@ -171,8 +191,8 @@ def verify(
 @app.command()
 def targets(as_json: AsJson = False) -> None:
     """The targets that there are, and whether their runtime is installed."""
-    from edgeq.report.tables import listing
     from edgeq.report.listings import target_rows
+    from edgeq.report.tables import listing
 
     rows = target_rows()
     _print_json(rows) if as_json else _show(listing(rows))
@@ -181,8 +201,8 @@ def targets(as_json: AsJson = False) -> None:
 @app.command()
 def methods(as_json: AsJson = False) -> None:
     """Calibrators and weight algorithms."""
-    from edgeq.report.tables import listing
     from edgeq.report.listings import method_rows
+    from edgeq.report.tables import listing
 
     rows = method_rows()
     _print_json(rows) if as_json else _show(listing(rows))
@@ -190,7 +210,7 @@ def methods(as_json: AsJson = False) -> None:
 
 @app.command()
 def doctor(
-    install: Annotated[Optional[str], typer.Option(help="Install a runner's runtime, such as arm64.")] = None,
+    install: Annotated[str | None, typer.Option(help="Install a runner's runtime, such as arm64.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Which runtimes are here, and how to get the others."""

@@ -86,7 +86,9 @@ def from_arrays(arrays: Mapping[str, np.ndarray], inputs: Mapping[str, Any], nam
     feeds = {k: v for k, v in arrays.items() if k in inputs}
     extras = {k: v for k, v in arrays.items() if k not in inputs}
     if not feeds:
-        raise CalibrationError(f"{name} holds {', '.join(arrays) or 'nothing'}, but the model's inputs are {', '.join(inputs)}")
+        raise CalibrationError(
+            f"{name} holds {', '.join(arrays) or 'nothing'}, but the model's inputs are {', '.join(inputs)}"
+        )
     lengths = {k: len(v) if v.ndim else 0 for k, v in feeds.items()}
     count = next(iter(lengths.values()))
     if len(set(lengths.values())) != 1 or count == 0:
@@ -108,7 +110,9 @@ def _sample(array: np.ndarray, index: int, shape: tuple[int | None, ...] | None)
     if shape is not None and len(shape) == array.ndim - 1:
         return array[index]
     if batch not in (None, 1):
-        raise CalibrationError(f"the model's batch is fixed at {batch}: give samples of that batch with one more axis in front")
+        raise CalibrationError(
+            f"the model's batch is fixed at {batch}: give samples of that batch with one more axis in front"
+        )
     return array[index : index + 1]
 
 
@@ -118,7 +122,9 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             total = sum(info.file_size for info in archive.infolist())
             if total > MAX_ARRAY_BYTES:
-                raise CalibrationError(f"{path}: unpacks to {total >> 30} GiB, over the limit of {MAX_ARRAY_BYTES >> 30}")
+                raise CalibrationError(
+                    f"{path}: unpacks to {total >> 30} GiB, over the limit of {MAX_ARRAY_BYTES >> 30}"
+                )
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
@@ -164,5 +170,7 @@ def load_object(spec: str) -> Any:
         for part in name.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError, ValueError) as error:
-        raise CalibrationError(f"{spec!r} can't be loaded ({error}): give module:name of something importable") from None
+        raise CalibrationError(
+            f"{spec!r} can't be loaded ({error}): give module:name of something importable"
+        ) from None
     return found

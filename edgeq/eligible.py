@@ -68,9 +68,9 @@ def weight_problem(node: ir.Node, rule: Rule) -> str:
         return "depthwise and grouped convolutions are never made dynamic"
     if node.op_type == "MatMul" and len(weight.const_value.shape) < 2:
         return "its weight is a vector"
-    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0):
+    if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) == 1:
         return "its input is transposed"
-    if node.op_type == "LSTM" and node.attributes.get_int("layout", 0):
+    if node.op_type == "LSTM" and node.attributes.get_int("layout", 0) == 1:
         return "batch-first layout has no integer kernel"
     return ""
 

@@ -83,7 +83,7 @@ def _dynamic_shapes(torch: Any, names: list[str], dynamic: Mapping[str, Sequence
             raise RecipeError(f"no input {name!r} to make dynamic: the module has {', '.join(names)}")
     if not dynamic:
         return None
-    return tuple({axis: torch.export.Dim.DYNAMIC for axis in dynamic[n]} if n in dynamic else None for n in names)
+    return tuple(dict.fromkeys(dynamic[n], torch.export.Dim.DYNAMIC) if n in dynamic else None for n in names)
 
 
 def _run_exporter(
@@ -95,8 +95,16 @@ def _run_exporter(
         with warnings.catch_warnings(), contextlib.redirect_stdout(stdio.StringIO()):
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                module, args, str(file), kwargs=kwargs or None, dynamo=True, opset_version=opset, input_names=names,
-                dynamic_shapes=shapes, external_data=False, verbose=False,
+                module,
+                args,
+                str(file),
+                kwargs=kwargs or None,
+                dynamo=True,
+                opset_version=opset,
+                input_names=names,
+                dynamic_shapes=shapes,
+                external_data=False,
+                verbose=False,
             )
     except Exception as error:  # the exporter raises its own and torch's errors of every kind
         raise ModelError(f"{type(module).__name__} can't be exported: {_cause(error)}") from None

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,10 @@ def _silent(step: str, done: int, total: int | None) -> None:
     pass
 
 
+def _counted(progress: Progress, step: str, total: int | None, done: int) -> None:
+    progress(step, done, total)
+
+
 def input_shapes(model: ir.Model) -> dict[str, tuple[int | None, ...] | None]:
     """Names and shapes of the inputs that a caller must give."""
     return {
@@ -105,6 +110,8 @@ def quantize(
         progress("prepare", 0, None)
         prepared_path, prepared = _prepare(path, source, aim, work)
         found, solution_plan, about = _quantize(prepared, prepared_path, aim, chosen, data, work, progress)
+        for name in aim.passes:
+            load("edgeq.passes", name, "rewrite").rewrite(found)
         progress("save", 0, None)
         artifact = work / "model.onnx"
         _finish(found)
@@ -113,7 +120,13 @@ def quantize(
         verification = None
         if check and held_out is not None:
             verification = verify(
-                path, artifact, aim, held_out, labels=labels, metric=metric, budget=budget,
+                path,
+                artifact,
+                aim,
+                held_out,
+                labels=labels,
+                metric=metric,
+                budget=budget,
                 progress=lambda n: progress("verify", n, held_out.count),
             )
         (work / "recipe.toml").write_text(recipes.dump(chosen))
@@ -172,9 +185,8 @@ def _quantize(
         summaries, seen = _observe(made, prepared, path, recipe, data, work, progress)
         about = {"samples": seen, "data": data.name}
     while True:
-        solution, failed = solve(
-            made, prepared, summaries, progress=lambda n: progress("solve", n, len(made.weights))
-        )
+        total = len(made.weights)
+        solution, failed = solve(made, prepared, summaries, progress=partial(_counted, progress, "solve", total))
         if not failed:
             break
         excluded |= failed
@@ -212,7 +224,13 @@ def _finish(model: ir.Model) -> None:
 
 
 def _report(
-    path: Path, artifact: Path, target: Target, recipe: Recipe, made: Plan, about: dict[str, Any], verification: Verification | None
+    path: Path,
+    artifact: Path,
+    target: Target,
+    recipe: Recipe,
+    made: Plan,
+    about: dict[str, Any],
+    verification: Verification | None,
 ) -> Report:
     listed = tuple(FloatNode(n.name, n.op, n.reason) for n in made.nodes if n.decision == FLOAT and n.op not in QUIET)
     integer = sum(n.decision in (INTEGER, FOLDED, DYNAMIC) for n in made.nodes)
@@ -305,7 +323,14 @@ def verify_files(
 
     def run(shared: list[tuple[str, str, str]]) -> Verification:
         return verify(
-            left, right, aim, dataset, labels=labels, metric=metric, budget=budget, layers=shared,
+            left,
+            right,
+            aim,
+            dataset,
+            labels=labels,
+            metric=metric,
+            budget=budget,
+            layers=shared,
             progress=lambda n: progress("verify", n, dataset.count),
         )
 
@@ -317,7 +342,10 @@ def verify_files(
 def shared_layers(reference: ir.Model, quantized: ir.Model) -> list[tuple[str, str, str]]:
     """(node, op, value) of float values that both main graphs compute under one name, Q and DQ aside."""
     there = {
-        v.name for n in reference.graph for v in n.outputs if v.dtype in (None, ir.DataType.FLOAT) and not v.is_graph_output()
+        v.name
+        for n in reference.graph
+        for v in n.outputs
+        if v.dtype in (None, ir.DataType.FLOAT) and not v.is_graph_output()
     }
     return [
         (n.name or "", n.op_type, v.name or "")

@@ -69,7 +69,9 @@ def _groups(
 
 def _activation(value: ValuePlan, constant: ir.TensorProtocol | None, summary: Summary | None) -> QParams:
     if value.fixed is not None:
-        return QParams(np.float32(value.fixed.scale).reshape(()), np.int32(value.fixed.zero_point).reshape(()), value.spec)
+        return QParams(
+            np.asarray(value.fixed.scale, np.float32), np.asarray(value.fixed.zero_point, np.int32), value.spec
+        )
     if constant is not None:
         array = constant.numpy()
         if array.size == 0:
@@ -81,9 +83,7 @@ def _activation(value: ValuePlan, constant: ir.TensorProtocol | None, summary: S
     return qparams(chosen.lo, chosen.hi, value.spec)
 
 
-def _weight(
-    plan: WeightPlan, constants: Mapping[str | None, ir.TensorProtocol | None], stats: Stats | None
-) -> QTensor:
+def _weight(plan: WeightPlan, constants: Mapping[str | None, ir.TensorProtocol | None], stats: Stats | None) -> QTensor:
     tensor = constants[plan.value]
     assert tensor is not None
     return load("edgeq.weights", plan.algorithm, "quantize").quantize(tensor.numpy(), plan.spec, stats)
@@ -124,5 +124,3 @@ def _raise_scale(weight: QTensor, source: ir.TensorProtocol | None, least: np.nd
     wanted = least if old.scale.ndim else least.max()
     params = replace(old, scale=np.maximum(old.scale, wanted).astype(np.float32))
     return QTensor(quantize(source.numpy(), params), params)
-
-

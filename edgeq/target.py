@@ -89,6 +89,7 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     runner: the module of `edgeq/runners` that executes its artifacts; stand_in: the runner that verifies where
     that one is not installed. dedicated_pairs: each reader gets a Q-DQ pair of its own.
+    passes: modules of `edgeq/passes` with `rewrite(model)`, run last, for the runtime's own sake.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     runner_options: dict[str, str] = {}
     session_config: dict[str, str] = {}
     dedicated_pairs: bool = False
+    passes: tuple[str, ...] = ()
     types: dict[str, TypeRow] = {}
     rule: tuple[Rule, ...] = ()
     refuse: tuple[Refusal, ...] = ()

@@ -76,13 +76,17 @@ def scores(data: Dataset, labels: str | None, metric: str | MetricFunction | Non
     """The metric asked for. Raises VerifyError when the labels are not in the data."""
     if labels is not None:
         if labels not in data.extras:
-            raise VerifyError(f"{data.name} has no array {labels!r} for labels: it has {', '.join(data.extras) or 'none'}")
+            raise VerifyError(
+                f"{data.name} has no array {labels!r} for labels: it has {', '.join(data.extras) or 'none'}"
+            )
         return _Scores(labels=np.asarray(data.extras[labels]), label_name=labels)
     if metric is not None:
         from edgeq.data import load_object
 
         function = load_object(metric) if isinstance(metric, str) else metric
-        return _Scores(function=function, name=metric if isinstance(metric, str) else getattr(metric, "__name__", "metric"))
+        return _Scores(
+            function=function, name=metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
+        )
     return _Scores()
 
 
@@ -116,7 +120,10 @@ def verify(
         found = tuple(_drift(name, drift) for name, drift in drifts.items())
         timed = runner.TIMED and getattr(float_runner, "TIMED", False)
         runtime = Runtime(
-            runner.TITLE, runner.version(), session.latency_ms if timed else None, float_session.latency_ms if timed else None
+            runner.TITLE,
+            runner.version(),
+            session.latency_ms if timed else None,
+            float_session.latency_ms if timed else None,
         )
         levels, level_warnings = _levels(reference, quantized, float_session, data, target, threads)
         layer_drifts = _layers(reference, quantized, layers, data, threads) if layers else ()
@@ -155,7 +162,9 @@ def _compare(
         for name, drift in drifts.items():
             if name not in got or got[name].shape != reference[name].shape:
                 shape = got[name].shape if name in got else "missing"
-                raise VerifyError(f"output {name!r} has shape {reference[name].shape} in the reference, here it is {shape}")
+                raise VerifyError(
+                    f"output {name!r} has shape {reference[name].shape} in the reference, here it is {shape}"
+                )
             drift.update(reference[name], got[name])
         judged.update(reference, got)
         samples += 1
@@ -185,7 +194,9 @@ def _levels(
     results: dict[str, list[dict[str, np.ndarray]]] = {}
     for level in ("disabled", "basic", "all"):
         try:
-            session = runner.open_session(quantized, optimization=level, threads=threads, config=dict(target.session_config))
+            session = runner.open_session(
+                quantized, optimization=level, threads=threads, config=dict(target.session_config)
+            )
         except EdgeqError as error:
             return {}, [f"optimization level {level}: {error}"]
         results[level] = [session.run(feeds) for feeds in few]
@@ -227,9 +238,12 @@ def _failures(outputs: tuple[OutputDrift, ...], metric: Metric | None, budget: B
     failures = []
     for output in outputs:
         if budget.min_sqnr is not None and output.sqnr_db is not None and output.sqnr_db < budget.min_sqnr:
-            failures.append(f"output {output.name} has {output.sqnr_db:.1f} dB SQNR, under the {budget.min_sqnr:g} asked for")
+            failures.append(
+                f"output {output.name} has {output.sqnr_db:.1f} dB SQNR, under the {budget.min_sqnr:g} asked for"
+            )
     if budget.max_drop is not None and metric is not None and metric.drop > budget.max_drop + 1e-12:
         failures.append(
-            f"{metric.name} fell from {metric.float:.4f} to {metric.quantized:.4f}: {metric.drop:.4f}, over {budget.max_drop:g}"
+            f"{metric.name} fell from {metric.reference:.4f} to {metric.quantized:.4f}: "
+            f"{metric.drop:.4f}, over {budget.max_drop:g}"
         )
     return tuple(failures)

@@ -1,4 +1,4 @@
-"""`require("litert", "pip install edgeq[litert]")`: skip where an optional runtime is missing, fail where it must be there.
+"""`require("litert", "pip install edgeq[litert]")`: skip where a runtime is missing, fail where it must be there.
 
 The environment variable EDGEQ_REQUIRE lists, separated by commas, what must be present (`all` for everything);
 CI sets it, so that a runtime which silently went missing cannot turn its tests into skips.
@@ -19,7 +19,7 @@ def required(name: str) -> bool:
 
 
 def require(name: str, install: str, present: Callable[[], bool] | None = None) -> None:
-    """Skip (or fail) the calling test or module unless `present()`; by default, unless module `name` can be imported."""
+    """Skip (or fail) the calling test or module unless `present()`; by default, unless `name` can be imported."""
     if present() if present else find_spec(name) is not None:
         return
     if required(name):

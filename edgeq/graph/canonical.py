@@ -35,13 +35,23 @@ def _mean(node: ir.Node, graph: ir.Graph, names: Names) -> bool:
     shape = ir.Shape([*list(source.shape or [])[:2], *([1] * (dims - 2))])
     out = node.outputs[0]
     pool = make_node(
-        "GlobalAveragePool", [source], names.new(f"{out.name}_pool"), source.dtype, shape, name=names.new(f"{node.name}_pool")
+        "GlobalAveragePool",
+        [source],
+        names.new(f"{out.name}_pool"),
+        source.dtype,
+        shape,
+        name=names.new(f"{node.name}_pool"),
     )
     graph.insert_before(node, pool)
     last = pool
     if not keep:
         last = make_node(
-            "Flatten", [pool.outputs[0]], names.new(f"{out.name}_flat"), source.dtype, out.shape, {"axis": 1},
+            "Flatten",
+            [pool.outputs[0]],
+            names.new(f"{out.name}_flat"),
+            source.dtype,
+            out.shape,
+            {"axis": 1},
             name=names.new(f"{node.name}_flat"),
         )
         graph.insert_before(node, last)

@@ -44,10 +44,15 @@ def is_constant(value: ir.Value | None) -> bool:
     return value is not None and value.const_value is not None and not value.is_graph_input()
 
 
+def copied(shape: Any) -> ir.Shape:
+    """A shape of one's own; tensors and values share theirs otherwise."""
+    return ir.Shape(list(shape))
+
+
 def add_initializer(graph: ir.Graph, name: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
     """A new initializer; `name` must be free (see `Names`)."""
     tensor = array if isinstance(array, ir.TensorProtocol) else ir.tensor(array, name=name)
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=copied(tensor.shape), const_value=tensor)
     graph.register_initializer(value)
     return value
 
@@ -67,7 +72,7 @@ def make_node(
     value = node.outputs[0]
     value.name = output
     value.type = ir.TensorType(dtype) if dtype is not None else None
-    value.shape = ir.Shape(list(shape)) if shape is not None else None
+    value.shape = copied(shape) if shape is not None else None
     return node
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgeq.graph.edit import Names, all_graphs, make_node
+from edgeq.graph.edit import Names, all_graphs, copied, make_node
 
 HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -23,7 +23,7 @@ def widen(model: ir.Model) -> bool:
     for value in main.inputs:
         if value.dtype in HALF:
             cast = make_node("Cast", [value], names.new(f"{value.name}_f32"), ir.DataType.FLOAT, value.shape, {"to": 1})
-            uses = [u for u in value.uses()]
+            uses = list(value.uses())
             for use in uses:
                 use.node.replace_input_with(use.idx, cast.outputs[0])
             first = next(iter(main), None)
@@ -33,24 +33,31 @@ def widen(model: ir.Model) -> bool:
             dtype = value.dtype
             name, wide = value.name, names.new(f"{value.name}_f32")
             value.name = wide
-            cast = make_node("Cast", [value], name or "", dtype, value.shape, {"to": int(dtype)}, name=names.new(f"{name}_cast"))
+            cast = make_node(
+                "Cast", [value], name or "", dtype, value.shape, {"to": int(dtype)}, name=names.new(f"{name}_cast")
+            )
             main.append(cast)
             main.outputs[index] = cast.outputs[0]
     kept = {id(v) for v in main.inputs} | {id(v) for v in main.outputs}
     for graph in all_graphs(model):
         for value in list(graph.initializers.values()):
             if value.const_value is not None and value.const_value.dtype in HALF and id(value) not in kept:
-                tensor = value.const_value
-                value.const_value = ir.LazyTensor(
-                    lambda t=tensor: ir.tensor(t.numpy().astype(np.float32), name=t.name),
-                    dtype=ir.DataType.FLOAT, shape=ir.Shape(tensor.shape), name=tensor.name,
-                )
+                value.const_value = _widened(value.const_value)
         for value in [*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)]:
             if value.dtype in HALF and id(value) not in kept:
                 value.type = ir.TensorType(ir.DataType.FLOAT)
         for node in graph:
             _widen_attributes(node, kept)
     return True
+
+
+def _widened(tensor: ir.TensorProtocol) -> ir.LazyTensor:
+    """The tensor as float32, converted only when it is read."""
+
+    def read() -> ir.TensorProtocol:
+        return ir.tensor(tensor.numpy().astype(np.float32), name=tensor.name)
+
+    return ir.LazyTensor(read, dtype=ir.DataType.FLOAT, shape=copied(tensor.shape), name=tensor.name)
 
 
 def _widen_attributes(node: ir.Node, kept: set[int]) -> None:

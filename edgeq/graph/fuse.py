@@ -13,6 +13,7 @@ import onnx_ir as ir
 from edgeq.graph.edit import Names, add_initializer, all_graphs, constant, remove, sole_consumer
 
 # op -> (index of the weight, axis of its output channels, index of the bias or None)
+_GELU = ("Mul", "Add", "Erf", "Tanh")
 LINEAR = {"Conv": (1, 0, 2), "ConvTranspose": (1, 1, 2), "Gemm": (1, 0, 2), "MatMul": (1, -1, None)}
 
 
@@ -61,7 +62,7 @@ def _fold_next(node: ir.Node, names: Names) -> bool:
 
 
 def _fold_previous(node: ir.Node, names: Names) -> bool:
-    weight_index, _, bias_index = LINEAR[node.op_type]
+    weight_index, _, _ = LINEAR[node.op_type]
     source, weight = node.inputs[0], constant(node.inputs[weight_index])
     before = source.producer() if source is not None else None
     if weight is None or before is None or source is None or not _plain(node) or before.graph is not node.graph:
@@ -69,6 +70,8 @@ def _fold_previous(node: ir.Node, names: Names) -> bool:
     if sole_consumer(source) is not node or before.op_type not in ("Mul", "Div", "Add", "Sub"):
         return False
     data, step = _operand(before)
+    if _ends_gelu(before):
+        return False
     if data is None or step is None or step.size != 1 or data.dtype != source.dtype or before.op_type in ("Add", "Sub"):
         return False
     factor = float(step.reshape(())) if before.op_type == "Mul" else 1.0 / float(step.reshape(()))
@@ -80,12 +83,20 @@ def _fold_previous(node: ir.Node, names: Names) -> bool:
     return True
 
 
+def _ends_gelu(node: ir.Node, depth: int = 3) -> bool:
+    """Is this the scalar that ends a GELU written out? Runtimes fuse that only while it is whole."""
+    if node.op_type in ("Erf", "Tanh"):
+        return True
+    before = [v.producer() for v in node.inputs if v is not None]
+    return depth > 0 and any(_ends_gelu(n, depth - 1) for n in before if n is not None and n.op_type in _GELU)
+
+
 def _affine(node: ir.Node, source: ir.Value, channels: int, channel_axis: int) -> tuple[np.ndarray, np.ndarray] | None:
     """(scale, shift), each (channels,) float64, when the node is y = scale · source + shift per channel."""
     one, zero = np.ones(channels), np.zeros(channels)
     if node.op_type == "BatchNormalization" and channel_axis == 1 and node.inputs[0] is source:
         values = [constant(v) for v in node.inputs[1:5]]
-        if any(v is None for v in values) or node.attributes.get_int("training_mode", 0) or _extra_outputs(node):
+        if any(v is None for v in values) or node.attributes.get_int("training_mode", 0) == 1 or _extra_outputs(node):
             return None
         gamma, beta, mean, var = (np.asarray(v, np.float64) for v in values)
         scale = gamma / np.sqrt(var + node.attributes.get_float("epsilon", 1e-5))

@@ -146,7 +146,9 @@ def _fold(model: ir.Model) -> None:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        fold_constants_ir(model, onnx_shape_inference=False, input_size_limit=1 << 20, output_size_limit=1 << 20, should_fold=wanted)
+        fold_constants_ir(
+            model, onnx_shape_inference=False, input_size_limit=1 << 20, output_size_limit=1 << 20, should_fold=wanted
+        )
     finally:
         logger.setLevel(level)
 
@@ -166,4 +168,3 @@ def _name(model: ir.Model) -> None:
             if not node.name or node.name in nodes:
                 node.name = names.new(node.name or f"{node.op_type}_{node.outputs[0].name}")
             nodes.add(node.name)
-

@@ -65,14 +65,16 @@ class _Writer:
         data, scale, zero = self._activation(node)
         weight, weight_scale, weight_zero = self._weight(node, 1, tensor, transpose=False)
         out = node.outputs[0]
-        kept = {k: v for k, v in node.attributes.items()}
+        kept = dict(node.attributes.items())
         product = self._add(node, "ConvInteger", [data, weight, zero, weight_zero], INT32, out.shape, kept)
         real = self._scaled(node, product, scale, weight_scale)
         bias = constant(node.inputs[2]) if len(node.inputs) > 2 else None
         if bias is not None:
             dims = tensor.data.ndim - 2
             spread = add_initializer(
-                self.model.graph, self.names.new(f"{node.name}_bias"), bias.reshape(-1, *([1] * dims)).astype(np.float32)
+                self.model.graph,
+                self.names.new(f"{node.name}_bias"),
+                bias.reshape(-1, *([1] * dims)).astype(np.float32),
             )
             real = self._add(node, "Add", [real, spread], FLOAT, out.shape)
         replace(node, real)
@@ -93,8 +95,12 @@ class _Writer:
         attributes = {k: v for k, v in node.attributes.items() if k not in ("layout",)}
         assert node.graph is not None
         lstm = ir.node(
-            "DynamicQuantizeLSTM", inputs=[*new, *extra], attributes=attributes, domain=MS_DOMAIN,
-            num_outputs=len(node.outputs), name=self.names.new(f"{node.name}_quantized"),
+            "DynamicQuantizeLSTM",
+            inputs=[*new, *extra],
+            attributes=attributes,
+            domain=MS_DOMAIN,
+            num_outputs=len(node.outputs),
+            name=self.names.new(f"{node.name}_quantized"),
         )
         self.model.opset_imports[MS_DOMAIN] = 1
         node.graph.insert_before(node, lstm)
@@ -108,20 +114,28 @@ class _Writer:
     def _activation(self, node: ir.Node) -> tuple[ir.Value, ir.Value, ir.Value]:
         """(codes, scale, zero point) of the node's input, shared by its readers in the same graph."""
         value, graph = node.inputs[0], node.graph
-        assert value is not None and isinstance(graph, ir.Graph)
+        assert value is not None
+        assert isinstance(graph, ir.Graph)
         key = (value, graph)
         if key not in self.quantized:
-            dql = ir.node("DynamicQuantizeLinear", inputs=[value], num_outputs=3, name=self.names.new(f"{value.name}_dynamic"))
+            dql = ir.node(
+                "DynamicQuantizeLinear", inputs=[value], num_outputs=3, name=self.names.new(f"{value.name}_dynamic")
+            )
             for out, suffix, dtype, shape in zip(
-                dql.outputs, ("q", "scale", "zero_point"), (ir.DataType.UINT8, FLOAT, ir.DataType.UINT8),
-                (value.shape, ir.Shape([]), ir.Shape([])), strict=True,
+                dql.outputs,
+                ("q", "scale", "zero_point"),
+                (ir.DataType.UINT8, FLOAT, ir.DataType.UINT8),
+                (value.shape, ir.Shape([]), ir.Shape([])),
+                strict=True,
             ):
                 out.name, out.type, out.shape = self.names.new(f"{value.name}_{suffix}"), ir.TensorType(dtype), shape
             graph.insert_before(node, dql)
             self.quantized[key] = (dql.outputs[0], dql.outputs[1], dql.outputs[2])
         return self.quantized[key]
 
-    def _weight(self, node: ir.Node, index: int, tensor: QTensor, transpose: bool) -> tuple[ir.Value, ir.Value, ir.Value]:
+    def _weight(
+        self, node: ir.Node, index: int, tensor: QTensor, transpose: bool
+    ) -> tuple[ir.Value, ir.Value, ir.Value]:
         source = node.inputs[index]
         assert source is not None
         key = (source.name or "", transpose, tensor.params.scale.tobytes())

@@ -10,7 +10,15 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from edgeq.graph.edit import Names, add_initializer, all_graphs, drop_unused_initializers, insert_after, is_constant, make_node
+from edgeq.graph.edit import (
+    Names,
+    add_initializer,
+    all_graphs,
+    drop_unused_initializers,
+    insert_after,
+    is_constant,
+    make_node,
+)
 from edgeq.numerics.affine import quantize
 from edgeq.plan import STORED, Plan, ValuePlan
 from edgeq.types import PerBlock, PerChannel, QParams, QTensor, Solution
@@ -100,7 +108,8 @@ class _Writer:
         """Let an input of a node be DequantizeLinear of stored codes; equal tensors are stored once."""
         node = self.nodes[node_name]
         old = node.inputs[index]
-        assert old is not None and isinstance(node.graph, ir.Graph)
+        assert old is not None
+        assert isinstance(node.graph, ir.Graph)
         params, dtype = tensor.params, tensor.params.spec.dtype
         key = (old, hash((params.spec, tensor.data.tobytes(), params.scale.tobytes())))
         if key not in self.constants:
@@ -116,8 +125,13 @@ class _Writer:
         stored, scale_value, zero_value = self.constants[key]
         inputs = [stored, scale_value] + ([zero_value] if zero_value is not None else [])
         dq = make_node(
-            "DequantizeLinear", inputs, self.names.new(f"{old.name}_dq"), ir.DataType.FLOAT, old.shape,
-            granularity_attributes(params), name=self.names.new(f"{old.name}_DequantizeLinear"),
+            "DequantizeLinear",
+            inputs,
+            self.names.new(f"{old.name}_dq"),
+            ir.DataType.FLOAT,
+            old.shape,
+            granularity_attributes(params),
+            name=self.names.new(f"{old.name}_DequantizeLinear"),
         )
         node.graph.insert_before(node, dq)
         node.replace_input_with(index, dq.outputs[0])
@@ -134,7 +148,11 @@ class _Writer:
 
     def _q(self, value: ir.Value, scale: ir.Value, zero: ir.Value, graph: ir.Graph) -> ir.Value:
         node = make_node(
-            "QuantizeLinear", [value, scale, zero], self.names.new(f"{value.name}_q"), zero.dtype, value.shape,
+            "QuantizeLinear",
+            [value, scale, zero],
+            self.names.new(f"{value.name}_q"),
+            zero.dtype,
+            value.shape,
             name=self.names.new(f"{value.name}_QuantizeLinear"),
         )
         insert_after(value, graph, node)
@@ -142,7 +160,11 @@ class _Writer:
 
     def _dq(self, codes: ir.Value, scale: ir.Value, zero: ir.Value, value: ir.Value, graph: ir.Graph) -> ir.Value:
         node = make_node(
-            "DequantizeLinear", [codes, scale, zero], self.names.new(f"{value.name}_dq"), ir.DataType.FLOAT, value.shape,
+            "DequantizeLinear",
+            [codes, scale, zero],
+            self.names.new(f"{value.name}_dq"),
+            ir.DataType.FLOAT,
+            value.shape,
             name=self.names.new(f"{value.name}_DequantizeLinear"),
         )
         insert_after(codes, graph, node)

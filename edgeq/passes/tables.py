@@ -45,7 +45,14 @@ def _store(
     column = None if out.shape is None else ir.Shape([*list(out.shape)[:-1], 1])
     base = out.name or "rows"
 
-    def add(op: str, inputs: list[ir.Value | None], suffix: str, dtype: ir.DataType | None, shape: ir.Shape | None, **attributes: int) -> ir.Value:
+    def add(
+        op: str,
+        inputs: list[ir.Value | None],
+        suffix: str,
+        dtype: ir.DataType | None,
+        shape: ir.Shape | None,
+        **attributes: int,
+    ) -> ir.Value:
         new = make_node(op, inputs, names.new(f"{base}_{suffix}"), dtype, shape, attributes)
         graph.insert_before(node, new)
         return new.outputs[0]

@@ -25,12 +25,14 @@ def inspect_file(path: Path) -> dict[str, Any]:
         for value in graph.initializers.values():
             held = value.const_value
             if held is not None:
-                tensors.append((value.name or "", held.dtype.name.lower(), [int(d) for d in held.shape], held.nbytes))
+                tensors.append((value.name or "", held.dtype.name.lower(), list(held.shape.numpy()), held.nbytes))
         for node in graph:
             for attribute in node.attributes.values():
                 if attribute.type == ir.AttributeType.TENSOR:
                     held = attribute.value
-                    tensors.append((node.outputs[0].name or "", held.dtype.name.lower(), [int(d) for d in held.shape], held.nbytes))
+                    tensors.append(
+                        (node.outputs[0].name or "", held.dtype.name.lower(), [int(d) for d in held.shape], held.nbytes)
+                    )
     by_type: Counter[str] = Counter()
     for _, dtype, _, size in tensors:
         by_type[dtype] += size
@@ -66,7 +68,9 @@ def inspect_tables(found: dict[str, Any]) -> list[Any]:
     if rest:
         ledger.append((f"{len(found['tensors']) - LEDGER} more", "", "", mb(rest), f"{rest / total:.1%}"))
     return [
-        plain(f"{found['file']}: {mb(found['bytes'])}, opset {opset}, IR {found['ir_version']}, {found['nodes']} nodes"),
+        plain(
+            f"{found['file']}: {mb(found['bytes'])}, opset {opset}, IR {found['ir_version']}, {found['nodes']} nodes"
+        ),
         table("interface", ("", "name", "type", "shape (names vary at run time)"), ends),
         table("operators", ("op", "nodes"), sorted(found["ops"].items(), key=lambda kv: -kv[1]), right=(1,)),
         table("size ledger", ("tensor", "type", "shape", "bytes", "share"), ledger, right=(3, 4)),

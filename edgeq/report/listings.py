@@ -20,7 +20,10 @@ def target_rows() -> list[dict[str, Any]]:
 
 def method_rows() -> list[dict[str, Any]]:
     rows = []
-    for kind, package, having in (("calibrator", "edgeq.calibrate", "choose"), ("weights", "edgeq.weights", "quantize")):
+    for kind, package, having in (
+        ("calibrator", "edgeq.calibrate", "choose"),
+        ("weights", "edgeq.weights", "quantize"),
+    ):
         for name in registry.names(package, having):
             module = importlib.import_module(f"{package}.{name}")
             rows.append({"kind": kind, "name": name, "what": (module.__doc__ or "").strip().splitlines()[0]})

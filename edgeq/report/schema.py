@@ -49,7 +49,7 @@ class Metric(msgspec.Struct, frozen=True):
     """Higher is better; drop = float - quantized."""
 
     name: str
-    float: float
+    reference: float = msgspec.field(name="float")
     quantized: float
     drop: float
 

@@ -43,7 +43,7 @@ def result_table(report: Report, folder: Path) -> list[Any]:
     rows = [("size", f"{mb(before)} → {mb(after)} ({after / max(before, 1):.2f}×)")]
     if report.metric:
         metric = report.metric
-        rows.append((metric.name, f"{metric.float:.4f} → {metric.quantized:.4f} (drop {metric.drop:+.4f})"))
+        rows.append((metric.name, f"{metric.reference:.4f} → {metric.quantized:.4f} (drop {metric.drop:+.4f})"))
     rows += [(f"SQNR of {o.name}", f"{db(o.sqnr_db)}, cosine {o.cosine:.5f}") for o in report.outputs[:4]]
     nodes = report.nodes
     rows.append(("integer nodes", f"{nodes.integer} of {nodes.total}; {len(nodes.float)} stay float, see report.json"))
@@ -66,7 +66,7 @@ def verify_table(found: Verification) -> list[Any]:
     ]  # fmt: skip
     if found.metric:
         m = found.metric
-        shown.append(plain(f"{m.name}: float {m.float:.4f}, quantized {m.quantized:.4f}, drop {m.drop:+.4f}"))
+        shown.append(plain(f"{m.name}: float {m.reference:.4f}, quantized {m.quantized:.4f}, drop {m.drop:+.4f}"))
     if found.levels:
         shown.append(plain("optimization levels: " + ", ".join(f"{k} {db(v)}" for k, v in found.levels.items())))
     return shown + _warnings(found.warnings)

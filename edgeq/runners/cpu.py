@@ -25,9 +25,17 @@ LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
 NUMPY_TYPES = {
-    "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
-    "tensor(int8)": np.int8, "tensor(uint8)": np.uint8, "tensor(int16)": np.int16, "tensor(uint16)": np.uint16,
-    "tensor(int32)": np.int32, "tensor(uint32)": np.uint32, "tensor(int64)": np.int64, "tensor(uint64)": np.uint64,
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(int16)": np.int16,
+    "tensor(uint16)": np.uint16,
+    "tensor(int32)": np.int32,
+    "tensor(uint32)": np.uint32,
+    "tensor(int64)": np.int64,
+    "tensor(uint64)": np.uint64,
     "tensor(bool)": np.bool_,
 }
 
@@ -122,13 +130,17 @@ def check_feeds(inputs: dict[str, tuple[str, tuple[Any, ...]]], feeds: Feeds, op
     """Raises CalibrationError for an unknown or missing input name, a wrong dtype or a wrong shape."""
     for name, array in feeds.items():
         if name not in inputs and name not in optional:
-            raise CalibrationError(f"the data holds {name!r}, which is no input of the model: it has {', '.join(inputs)}")
+            raise CalibrationError(
+                f"the data holds {name!r}, which is no input of the model: it has {', '.join(inputs)}"
+            )
         if name not in inputs:
             continue
         kind, shape = inputs[name]
         wanted = NUMPY_TYPES.get(kind)
         if wanted is not None and array.dtype != wanted:
-            raise CalibrationError(f"input {name!r} is {array.dtype}, the model wants {np.dtype(wanted).name}: convert it")
+            raise CalibrationError(
+                f"input {name!r} is {array.dtype}, the model wants {np.dtype(wanted).name}: convert it"
+            )
         fixed = [d if isinstance(d, int) else None for d in shape]
         if len(fixed) != array.ndim or any(d is not None and d != n for d, n in zip(fixed, array.shape, strict=True)):
             raise CalibrationError(f"input {name!r} has shape {list(array.shape)}, the model wants {list(shape)}")

@@ -35,7 +35,9 @@ def placement(model: Path, target: Target) -> Placement:
     """Optimize the artifact as a session would, and name each quantized node that is still a float kernel."""
     with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
         path = Path(folder) / "optimized.onnx"
-        session = cpu.open_session(model, optimization="all", save_optimized=str(path), config=dict(target.session_config))
+        session = cpu.open_session(
+            model, optimization="all", save_optimized=str(path), config=dict(target.session_config)
+        )
         session.close()
         try:
             optimized = ir.load(path)
