@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import onnx_ir as ir
@@ -23,7 +23,7 @@ from edgeq import target as targets
 from edgeq.calibrate.collect import collect
 from edgeq.calibrate.summary import Summary
 from edgeq.data import Dataset, open_data
-from edgeq.errors import CalibrationError, EdgeqError, ModelError
+from edgeq.errors import CalibrationError, EdgeqError, ModelError, RecipeError
 from edgeq.graph import io
 from edgeq.graph.edit import Names
 from edgeq.graph.observe import observable
@@ -37,7 +37,7 @@ from edgeq.recipe import Recipe
 from edgeq.registry import load
 from edgeq.report.schema import FileInfo, FloatNode, Nodes, Report, Verification, dump
 from edgeq.solve import solve
-from edgeq.target import Target
+from edgeq.target import Method, Target
 from edgeq.verify import Budget, MetricFunction, verify
 
 Progress = Callable[[str, int, int | None], None]
@@ -80,7 +80,7 @@ def input_shapes(model: ir.Model) -> dict[str, tuple[int | None, ...] | None]:
 
 def quantize(
     model: str | os.PathLike[str],
-    target: str | Target = "x86_64",
+    target: str | Target | None = None,
     calib: Any = None,
     output: str | os.PathLike[str] = "out",
     *,
@@ -96,12 +96,15 @@ def quantize(
 ) -> Result:
     """Quantize the model in `model` for a target and write `model.onnx`, `recipe.toml`, `report.json` to `output`.
 
-    calib: see `edgeq.data.open_data`; not needed for dynamic. eval_data: what to verify on, by default `calib`.
+    target: by default the recipe's. calib: see `edgeq.data.open_data`; not needed for dynamic. eval_data: what to verify on, by default `calib`.
     check: whether to verify. Raises an EdgeqError, and then leaves nothing behind.
     """
     path = Path(model)
     chosen = resolve_recipe(recipe, target, method, calibrator)
-    aim = target if isinstance(target, Target) and recipe is None else targets.load(chosen.target)
+    aim = target if isinstance(target, Target) else targets.load(chosen.target)
+    budget = budget or Budget()
+    if (budget.max_drop, budget.min_sqnr) != (None, None) and (not check or (calib is None and eval_data is None)):
+        raise RecipeError("a budget needs a verification: give --calib or --eval, and leave out --no-verify")
     with _folder(Path(output)) as work:
         source = io.load(path)
         shapes = input_shapes(source)
@@ -110,7 +113,7 @@ def quantize(
         progress("prepare", 0, None)
         prepared_path, prepared = _prepare(path, source, aim, work)
         found, solution_plan, about = _quantize(prepared, prepared_path, aim, chosen, data, work, progress)
-        for name in aim.passes:
+        for name in aim.passes_after:
             load("edgeq.passes", name, "rewrite").rewrite(found)
         progress("save", 0, None)
         artifact = work / "model.onnx"
@@ -119,15 +122,8 @@ def quantize(
         io.check(io.load(artifact) if io.weight_bytes(found) < io.INLINE_LIMIT else found, str(path))
         verification = None
         if check and held_out is not None:
-            verification = verify(
-                path,
-                artifact,
-                aim,
-                held_out,
-                labels=labels,
-                metric=metric,
-                budget=budget,
-                progress=lambda n: progress("verify", n, held_out.count),
+            verification = verify_files(
+                path, artifact, aim, held_out, labels=labels, metric=metric, budget=budget, progress=progress
             )
         (work / "recipe.toml").write_text(recipes.dump(chosen))
         report = _report(path, artifact, aim, chosen, solution_plan, about, verification)
@@ -137,15 +133,20 @@ def quantize(
 
 
 def resolve_recipe(
-    recipe: Recipe | str | os.PathLike[str] | None, target: str | Target, method: str | None, calibrator: str | None
+    recipe: Recipe | str | os.PathLike[str] | None,
+    target: str | Target | None,
+    method: str | None,
+    calibrator: str | None,
 ) -> Recipe:
     """The recipe with what was asked for beside it written in. Raises RecipeError for an unknown name."""
     chosen = recipe if isinstance(recipe, Recipe) else Recipe() if recipe is None else recipes.load(recipe)
     changes: dict[str, Any] = {}
-    if recipe is None or not isinstance(target, str) or target != "x86_64":
+    if target is not None:
         changes["target"] = target.name if isinstance(target, Target) else target
     changes |= {k: v for k, v in {"method": method, "calibrator": calibrator}.items() if v is not None}
     chosen = msgspec.structs.replace(chosen, **changes)
+    if chosen.method not in get_args(Method):
+        raise RecipeError(f"no method {chosen.method!r}: choose one of {', '.join(get_args(Method))}")
     load("edgeq.calibrate", chosen.calibrator, "choose")
     load("edgeq.weights", chosen.weight, "quantize")
     for row in chosen.rule:
@@ -158,13 +159,20 @@ def resolve_recipe(
 def plan_file(model: str | os.PathLike[str], target: str | Target, recipe: Recipe) -> Plan:
     """The plan for a model file, before any data is seen."""
     aim = targets.load(target) if isinstance(target, str) else target
-    prepared = prepare(io.load(model), aim.opset)
-    return plan(prepared, aim, recipe)
+    return plan(_ready(io.load(model), aim), aim, recipe)
+
+
+def _ready(source: ir.Model, target: Target) -> ir.Model:
+    """The model prepared, and rewritten as the target's runtime likes it."""
+    prepared = prepare(source, target.opset)
+    for name in target.passes_before:
+        load("edgeq.passes", name, "rewrite").rewrite(prepared)
+    return prepared
 
 
 def _prepare(path: Path, source: ir.Model, target: Target, work: Path) -> tuple[Path, ir.Model]:
     """The prepared model, and the file it was saved to and is mapped from."""
-    prepared = prepare(source, target.opset)
+    prepared = _ready(source, target)
     saved = work / ".prepared.onnx"
     io.save(prepared, saved)
     return saved, prepared
@@ -269,10 +277,15 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def _folder(output: Path) -> Iterator[Path]:
-    """A work folder beside the output, gone whatever happens."""
+    """A work folder on the output's file system, gone whatever happens, as are folders made on the way to nothing."""
+    output = Path(os.path.abspath(output))
+    if output.exists() and not output.is_dir():
+        raise EdgeqError(f"{output}: is a file; give a folder")
+    new = [folder for folder in output.parents if not folder.exists()]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+        # An output folder that is there may be a mount point: only inside it can files be moved into place.
+        work = Path(tempfile.mkdtemp(dir=output if output.is_dir() else output.parent, prefix=f".{output.name}."))
     except OSError as error:
         raise EdgeqError(f"{output}: can't be written ({error.strerror}); choose another output folder") from None
     try:
@@ -281,12 +294,13 @@ def _folder(output: Path) -> Iterator[Path]:
         raise EdgeqError(f"{error.filename or output}: {error.strerror}; free space or choose another folder") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        if not output.exists():
+            for folder in new:
+                folder.rmdir()
 
 
 def _publish(work: Path, output: Path) -> None:
     """Move the results into place; the report goes last, and only over a complete artifact."""
-    if output.exists() and not output.is_dir():
-        raise ModelError(f"{output}: is a file; give a folder")
     output.mkdir(parents=True, exist_ok=True)
     (output / "report.json").unlink(missing_ok=True)
     for file in sorted(work.iterdir()):

@@ -22,6 +22,7 @@ from typing import Any, Literal
 import msgspec
 
 from edgeq.errors import RecipeError
+from edgeq.registry import load as load_plugin
 from edgeq.types import INT_RANGES, Granularity, PerBlock, PerChannel, PerTensor, QSpec
 
 Method = Literal["static", "dynamic", "weight_only"]
@@ -89,7 +90,8 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     runner: the module of `edgeq/runners` that executes its artifacts; stand_in: the runner that verifies where
     that one is not installed. dedicated_pairs: each reader gets a Q-DQ pair of its own.
-    passes: modules of `edgeq/passes` with `rewrite(model)`, run last, for the runtime's own sake.
+    passes_before, passes_after: modules of `edgeq/passes` with `rewrite(model)`, run on the prepared model and on the
+    quantized one, for the runtime's own sake.
     """
 
     name: str
@@ -102,7 +104,8 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     runner_options: dict[str, str] = {}
     session_config: dict[str, str] = {}
     dedicated_pairs: bool = False
-    passes: tuple[str, ...] = ()
+    passes_before: tuple[str, ...] = ()
+    passes_after: tuple[str, ...] = ()
     types: dict[str, TypeRow] = {}
     rule: tuple[Rule, ...] = ()
     refuse: tuple[Refusal, ...] = ()
@@ -140,6 +143,8 @@ def load(name: str) -> Target:
         target = msgspec.convert(_read(path), type=Target)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise RecipeError(f"{path}: {error}") from None
+    except OSError as error:
+        raise RecipeError(f"{path}: can't be read ({error.strerror})") from None
     _check(path, target)
     return target
 
@@ -161,6 +166,8 @@ def _read(path: Path, depth: int = 0) -> dict[str, Any]:
 
 
 def _check(path: Path, target: Target) -> None:
+    for runner in (target.runner, target.stand_in):
+        load_plugin("edgeq.runners", runner, "open_session")
     for name, row in target.types.items():
         if row.dtype not in INT_RANGES:
             raise RecipeError(f"{path}: type {name!r} has unknown dtype {row.dtype!r}; one of {', '.join(INT_RANGES)}")
