@@ -137,14 +137,38 @@ def softmax(scribe: Scribe, node: ir.Node) -> None:
 
 
 def hard_sigmoid(scribe: Scribe, node: ir.Node) -> None:
-    """clip(a x + b, 0, 1) = relu6(6 a x + 6 b) / 6, in float."""
-    x, value = scribe.real(scribe.get(node.inputs[0])), node.outputs[0]
+    """clip(a x + b, 0, 1).
+
+    On integers a depthwise 1 x 1 convolution with weight a, bias b and the output 1/256 from code -128: saturation is
+    the clip. In float relu6(6 a x + 6 b) / 6.
+    """
+    x, value = scribe.get(node.inputs[0]), node.outputs[0]
     slope, offset = node.attributes.get_float("alpha", 0.2), node.attributes.get_float("beta", 0.5)
+    if x.quantized and x.tensor.dtype == "int8" and len(x.perm) == 4 and scribe.target(value) is not None:
+        scribe.held[value] = replace(x, tensor=_hard_sigmoid_int8(scribe, value, x, slope, offset))
+        return
+    x = scribe.real(x)
     y = x.tensor
     for code, factor, fused in (("MUL", 6 * slope, "NONE"), ("ADD", 6 * offset, "RELU6"), ("MUL", 1 / 6, "NONE")):
         number = scribe.store("factor", np.array([factor], np.float32))
         y = scribe.emit(code, [y, number], _new(scribe, value, x), fusedActivationFunction=fused)
     scribe.held[value] = replace(x, tensor=y)
+
+
+def _hard_sigmoid_int8(scribe: Scribe, value: ir.Value, x: Held, slope: float, offset: float) -> TfTensor:
+    channels, none = x.tensor.shape[-1], np.zeros(1, np.int64)
+    assert x.tensor.scale is not None
+    w_scale = np.array([abs(slope) / 127 or 1.0], np.float32)
+    w = scribe.store(
+        "slope", np.full((1, 1, 1, channels), np.copysign(127, slope), np.int8), scale=w_scale, zero_point=none, axis=3
+    )
+    b_scale = x.tensor.scale * w_scale
+    code = np.rint(offset / b_scale[0].astype(np.float64))
+    b = scribe.store("offset", np.full(channels, code, np.int32), scale=b_scale, zero_point=none)
+    out = _new(scribe, value, x, TfTensor("", (), "int8", None, np.array([1 / 256], np.float32), np.array([-128])))
+    return scribe.emit(
+        "DEPTHWISE_CONV_2D", [x.tensor, w, b], out, padding="VALID", strideH=1, strideW=1, depthMultiplier=1
+    )
 
 
 def layer_normalization(scribe: Scribe, node: ir.Node) -> None:

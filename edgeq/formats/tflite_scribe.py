@@ -26,6 +26,11 @@ from edgeq.graph.edit import constant, sole_consumer, static_shape
 Perm = tuple[int, ...]
 NHWC: Perm = (0, 2, 3, 1)
 Weights = Literal["float32", "float16", "hybrid"]
+# Operators that quantizing commutes with: they move or select values.
+TRANSPARENT = (
+    "MaxPool", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Split", "Identity", "DepthToSpace",
+    "SpaceToDepth",
+)  # fmt: skip
 SIGNED_OFFSET = {"uint8": 128, "uint16": 32768}
 
 
@@ -218,12 +223,25 @@ class Scribe:
         return replace(held, tensor=self.emit("QUANTIZE", [held.tensor], out))
 
     def target(self, value: ir.Value) -> TfTensor | None:
-        """The quantization in which a value is wanted: its readers' if they are QuantizeLinear nodes and agree."""
-        readers = list(value.consumers())
-        if value.is_graph_output() or not readers or any(n.op_type != "QuantizeLinear" for n in readers):
+        """The quantization in which a value is wanted: that of the QuantizeLinear nodes that alone read it, directly
+        or behind operators that only move or select codes, if they agree."""
+        wanted = self._wanted(value)
+        if not wanted or any(w is None or not same_quantization(w, wanted[0]) for w in wanted):  # type: ignore[arg-type]
             return None
-        wanted = [self.quantization(n) for n in readers]
-        return wanted[0] if all(same_quantization(wanted[0], w) for w in wanted) else None
+        return wanted[0]
+
+    def _wanted(self, value: ir.Value) -> list[TfTensor | None]:
+        readers = list(value.consumers())
+        if value.is_graph_output() or not readers:
+            return [None]
+        found: list[TfTensor | None] = []
+        for node in readers:
+            if node.op_type == "QuantizeLinear":
+                found.append(self.quantization(node))
+            else:
+                behind = (self._wanted(v) for v in node.outputs) if node.op_type in TRANSPARENT else [[None]]
+                found.extend(w for each in behind for w in each)
+        return found
 
     def quantization(self, node: ir.Node) -> TfTensor:
         """Type, scale and zero point of a QuantizeLinear or DequantizeLinear, as a tensor without shape."""

@@ -139,7 +139,7 @@ def hard_swish(x: np.ndarray, params: TableParams) -> np.ndarray:
     return lookup(x, hard_swish_table(params.x, params.out), params.x)
 
 
-OPS = {
+OPS: dict[str, Callable[..., np.ndarray]] = {
     "LOGISTIC": logistic,
     "TANH": tanh,
     "GELU": gelu,
