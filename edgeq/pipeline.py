@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +21,7 @@ from edgeq import target as targets
 from edgeq.calibrate.collect import collect
 from edgeq.calibrate.summary import Summary
 from edgeq.data import Dataset, open_data
-from edgeq.errors import CalibrationError, EdgeqError, ModelError, RecipeError
+from edgeq.errors import CalibrationError, ModelError, RecipeError
 from edgeq.graph import io
 from edgeq.graph.edit import Names
 from edgeq.graph.observe import observable
@@ -31,10 +29,11 @@ from edgeq.graph.prepare import prepare
 from edgeq.passes.dynamic import make_dynamic
 from edgeq.passes.qdq import insert_qdq
 from edgeq.passes.tables import store_tables
-from edgeq.plan import DYNAMIC, FLOAT, FOLDED, INTEGER, Plan
+from edgeq.plan import BRIDGE, DYNAMIC, FLOAT, FOLDED, INTEGER, Plan
 from edgeq.planner import plan
 from edgeq.recipe import Recipe
 from edgeq.registry import load
+from edgeq.report.folder import publish, work_folder
 from edgeq.report.schema import FileInfo, FloatNode, Nodes, Report, Verification, dump
 from edgeq.solve import solve
 from edgeq.target import Method, Target
@@ -96,7 +95,8 @@ def quantize(
 ) -> Result:
     """Quantize the model in `model` for a target and write `model.onnx`, `recipe.toml`, `report.json` to `output`.
 
-    target: by default the recipe's. calib: see `edgeq.data.open_data`; not needed for dynamic. eval_data: what to verify on, by default `calib`.
+    target: by default the recipe's. calib: see `edgeq.data.open_data`; not needed for dynamic.
+    eval_data: what to verify on, by default `calib`.
     check: whether to verify. Raises an EdgeqError, and then leaves nothing behind.
     """
     path = Path(model)
@@ -105,7 +105,7 @@ def quantize(
     budget = budget or Budget()
     if (budget.max_drop, budget.min_sqnr) != (None, None) and (not check or (calib is None and eval_data is None)):
         raise RecipeError("a budget needs a verification: give --calib or --eval, and leave out --no-verify")
-    with _folder(Path(output)) as work:
+    with work_folder(Path(output)) as work:
         source = io.load(path)
         shapes = input_shapes(source)
         data = open_data(calib, shapes) if calib is not None else None
@@ -128,7 +128,7 @@ def quantize(
         (work / "recipe.toml").write_text(recipes.dump(chosen))
         report = _report(path, artifact, aim, chosen, solution_plan, about, verification)
         (work / "report.json").write_bytes(dump(report))
-        _publish(work, Path(output))
+        publish(work, Path(output))
     return Result(Path(output), Path(output) / "model.onnx", report, solution_plan)
 
 
@@ -240,7 +240,7 @@ def _report(
     about: dict[str, Any],
     verification: Verification | None,
 ) -> Report:
-    listed = tuple(FloatNode(n.name, n.op, n.reason) for n in made.nodes if n.decision == FLOAT and n.op not in QUIET)
+    listed = tuple(FloatNode(n.name, n.op, n.reason) for n in made.nodes if n.decision in (FLOAT, BRIDGE) and n.op not in QUIET)
     integer = sum(n.decision in (INTEGER, FOLDED, DYNAMIC) for n in made.nodes)
     warnings = list(verification.warnings) if verification else []
     return Report(
@@ -273,42 +273,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[package] = "unknown"
     return found
-
-
-@contextmanager
-def _folder(output: Path) -> Iterator[Path]:
-    """A work folder on the output's file system, gone whatever happens, as are folders made on the way to nothing."""
-    output = Path(os.path.abspath(output))
-    if output.exists() and not output.is_dir():
-        raise EdgeqError(f"{output}: is a file; give a folder")
-    new = [folder for folder in output.parents if not folder.exists()]
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        # An output folder that is there may be a mount point: only inside it can files be moved into place.
-        work = Path(tempfile.mkdtemp(dir=output if output.is_dir() else output.parent, prefix=f".{output.name}."))
-    except OSError as error:
-        raise EdgeqError(f"{output}: can't be written ({error.strerror}); choose another output folder") from None
-    try:
-        yield work
-    except OSError as error:
-        raise EdgeqError(f"{error.filename or output}: {error.strerror}; free space or choose another folder") from None
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-        if not output.exists():
-            for folder in new:
-                folder.rmdir()
-
-
-def _publish(work: Path, output: Path) -> None:
-    """Move the results into place; the report goes last, and only over a complete artifact."""
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "report.json").unlink(missing_ok=True)
-    for file in sorted(work.iterdir()):
-        if file.is_file() and not file.name.startswith(".") and file.name != "report.json":
-            os.replace(file, output / file.name)
-    if not (work / "model.onnx.data").exists() and (output / "model.onnx.data").exists():
-        (output / "model.onnx.data").unlink()
-    os.replace(work / "report.json", output / "report.json")
 
 
 def verify_files(

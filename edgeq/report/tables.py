@@ -14,14 +14,19 @@ from rich.text import Text
 from edgeq.plan import FLOAT, Plan
 from edgeq.report.schema import OutputDrift, Report, Verification
 
+# Control characters, line and paragraph separators, marks that reverse the reading direction, lone surrogates.
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
 
 def plain(value: Any) -> Text:
     """A cell that no markup or escape sequence of a hostile name can reach out of."""
-    return Text(re.sub(r"[\x00-\x1f\x7f-\x9f]", "�", str(value)))
+    return Text(UNPRINTABLE.sub("�", str(value)))
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], right: Sequence[int] = ()) -> Table:
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    heading = plain(title)
+    heading.stylize("bold")
+    made = Table(title=heading if title else None, title_justify="left", header_style="bold")
     for index, column in enumerate(columns):
         made.add_column(column, justify="right" if index in right else "left", overflow="fold")
     for row in rows:
@@ -46,7 +51,7 @@ def result_table(report: Report, folder: Path) -> list[Any]:
         rows.append((metric.name, f"{metric.reference:.4f} → {metric.quantized:.4f} (drop {metric.drop:+.4f})"))
     rows += [(f"SQNR of {o.name}", f"{db(o.sqnr_db)}, cosine {o.cosine:.5f}") for o in report.outputs[:4]]
     nodes = report.nodes
-    rows.append(("integer nodes", f"{nodes.integer} of {nodes.total}; {len(nodes.float)} stay float, see report.json"))
+    rows.append(("integer nodes", f"{nodes.integer} of {nodes.total}; {len(nodes.float)} run in float, see report.json"))
     if report.runtime:
         rows.append(("verified on", f"{report.runtime.name} {report.runtime.version}"))
     rows.append(("artifact", str(folder / "model.onnx")))
