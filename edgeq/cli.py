@@ -6,6 +6,8 @@ Only this module prints. Each command imports what it needs when it runs, so tha
 from __future__ import annotations
 
 import json
+import re
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +27,10 @@ app = typer.Typer(
 
 Model = Annotated[Path, typer.Argument(help="An .onnx file.", show_default=False)]
 TargetName = Annotated[str, typer.Option("--target", "-t", help="A name of `edgeq targets`, or a .toml file.")]
+TargetOrRecipes = Annotated[
+    str | None,
+    typer.Option("--target", "-t", help="A name of `edgeq targets`, or a .toml file; default: the recipe's."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no tables.")]
 Labels = Annotated[str | None, typer.Option(help="Array of the data that holds labels: measures top-1.")]
@@ -35,20 +41,26 @@ MinSqnr = Annotated[float | None, typer.Option(help="Least SQNR of every output,
 
 def main() -> None:
     """Run the command line; every deliberate error is one line on stderr."""
+    signal.signal(signal.SIGTERM, _interrupt)  # so that a polite kill tidies up as Ctrl-C does
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except EdgeqError as error:
-        sys.stderr.write(f"edgeq: {error}\n")
+        _complain(str(error))
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("edgeq: interrupted; nothing was written\n")
+        _complain("interrupted; nothing was written")
         sys.exit(130)
     except Exception as error:
         if not hasattr(error, "format_message"):  # click's usage errors have it, whichever click typer carries
             raise
-        sys.stderr.write(f"edgeq: {error.format_message()}\n")
+        _complain(error.format_message())
         sys.exit(2)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 @app.callback(invoke_without_command=True)
@@ -84,7 +96,7 @@ def inspect(model: Model, as_json: AsJson = False) -> None:
 @app.command()
 def plan(
     model: Model,
-    target: TargetName = "x86_64",
+    target: TargetOrRecipes = None,
     method: Annotated[str | None, typer.Option(help="static or dynamic.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe.toml.")] = None,
     as_json: AsJson = False,
@@ -104,7 +116,7 @@ def plan(
 def quantize(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
-    target: TargetName = "x86_64",
+    target: TargetOrRecipes = None,
     calib: Annotated[str | None, typer.Option(help="Calibration data: .npz, folder, or MODULE:CALLABLE.")] = None,
     eval_data: Annotated[
         str | None, typer.Option("--eval", help="Data to verify on; default: the calibration data.")
@@ -231,7 +243,7 @@ def _judge(found: Any, failure_table: Any, silent: bool) -> None:
     if not silent and found.layers:
         _show(failure_table(found))
     for failure in found.failures:
-        sys.stderr.write(f"edgeq: {failure}\n")
+        _complain(failure)
     raise typer.Exit(1)
 
 
@@ -239,6 +251,14 @@ def _progress(silent: bool) -> Any:
     from edgeq.report.progress import bars
 
     return bars(silent or not sys.stderr.isatty())
+
+
+def _complain(message: str) -> None:
+    """One line on stderr, whatever the names in it hold."""
+    from edgeq.report.tables import UNPRINTABLE
+
+    line = re.sub(r"[\r\n]+", " ", message)
+    sys.stderr.write(f"edgeq: {UNPRINTABLE.sub('�', line)}\n")
 
 
 def _print(text: str) -> None:

@@ -10,13 +10,15 @@ No pickle is ever read. A `Dataset` can be walked through more than once, and gi
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -24,6 +26,8 @@ from edgeq.errors import CalibrationError
 
 Feeds = dict[str, np.ndarray]
 MAX_ARRAY_BYTES = 64 << 30
+UNREADABLE = (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError, SyntaxError)
+"""What numpy, zipfile and zlib raise for damaged, encrypted or pickled files."""
 
 
 @dataclass
@@ -74,9 +78,10 @@ def open_data(source: Any, inputs: Mapping[str, tuple[int | None, ...] | None]) 
     if isinstance(source, Mapping):
         return from_arrays({k: np.asarray(v) for k, v in source.items()}, inputs, "data")
     if callable(source):
-        return Dataset(getattr(source, "__name__", "callable"), lambda: iter(source()))
+        name = getattr(source, "__name__", "callable")
+        return Dataset(name, lambda: _walk(name, source))
     if isinstance(source, Iterable):
-        kept = list(source)
+        kept = list(_walk("data", lambda: source))
         return Dataset("data", lambda: iter(kept), len(kept))
     raise CalibrationError(f"can't read samples from a {type(source).__name__}: give a path, arrays or an iterable")
 
@@ -125,10 +130,26 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
                 raise CalibrationError(
                     f"{path}: unpacks to {total >> 30} GiB, over the limit of {MAX_ARRAY_BYTES >> 30}"
                 )
+            for info in archive.infolist():
+                with archive.open(info) as stream:
+                    _check_header(stream, info.file_size, info.filename)
         with np.load(path, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
+    except UNREADABLE as error:
         raise CalibrationError(f"{path}: not a readable .npz of plain arrays ({error})") from None
+
+
+def _check_header(stream: IO[bytes], size: int, name: str) -> None:
+    """Raises ValueError unless the .npy header claims no more bytes than the file has."""
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(stream)
+    if version not in readers:
+        raise ValueError(f"{name} is of .npy version {version}")
+    shape, _, dtype = readers[version](stream)
+    if dtype.hasobject:
+        raise ValueError(f"{name} holds Python objects; pickles are not read")
+    if math.prod(shape) * dtype.itemsize > size:
+        raise ValueError(f"{name} claims shape {shape} of {dtype}, but the file has only {size} bytes")
 
 
 def _npz(path: Path, inputs: Mapping[str, Any]) -> Dataset:
@@ -148,15 +169,39 @@ def _folder(path: Path, inputs: Mapping[str, Any]) -> Dataset:
             if len(inputs) != 1:
                 raise CalibrationError(f"{file}: the model has {len(inputs)} inputs, so each sample must be an .npz")
             try:
-                yield {next(iter(inputs)): np.load(file, allow_pickle=False)}
-            except (OSError, ValueError, EOFError) as error:
+                with open(file, "rb") as stream:
+                    _check_header(stream, file.stat().st_size, file.name)
+                array = np.load(file, allow_pickle=False)
+            except UNREADABLE as error:
                 raise CalibrationError(f"{file}: not a readable .npy array ({error})") from None
+            yield {next(iter(inputs)): array}
 
     return Dataset(str(path), make, len(files))
 
 
 def _callable(spec: str) -> Dataset:
-    return Dataset(spec, lambda: iter(load_object(spec)()))
+    made = load_object(spec)
+    if not callable(made):
+        raise CalibrationError(f"{spec!r} is a {type(made).__name__}; give a callable that yields {{input: array}}")
+    return Dataset(spec, lambda: _walk(spec, made))
+
+
+def _walk(name: str, make: Callable[[], Iterable[Any]]) -> Iterator[Feeds]:
+    """The samples that a callable yields, each a mapping of arrays. Raises CalibrationError for anything else."""
+    index = 0
+    samples: Iterator[Any] | None = None
+    while True:
+        try:
+            samples = iter(make()) if samples is None else samples
+            feeds = next(samples)
+        except StopIteration:
+            return
+        except Exception as error:  # the user's own code may raise anything
+            raise CalibrationError(f"{name} failed at sample {index}: {type(error).__name__}: {error}") from None
+        if not isinstance(feeds, Mapping):
+            raise CalibrationError(f"{name}: sample {index} is a {type(feeds).__name__}; yield {{input name: array}}")
+        yield {key: np.asarray(value) for key, value in feeds.items()}
+        index += 1
 
 
 def load_object(spec: str) -> Any:
@@ -169,8 +214,8 @@ def load_object(spec: str) -> Any:
         found: Any = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # importing runs the user's own code, which may raise anything
         raise CalibrationError(
-            f"{spec!r} can't be loaded ({error}): give module:name of something importable"
+            f"{spec!r} can't be loaded ({type(error).__name__}: {error}): give module:name of something importable"
         ) from None
     return found

@@ -6,6 +6,7 @@ import contextlib
 import io as stdio
 import os
 import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from edgeq.data import load_object
-from edgeq.errors import ModelError, RecipeError, ToolError
+from edgeq.errors import EdgeqError, ModelError, RecipeError, ToolError
+from edgeq.graph.io import one_line
 from edgeq.registry import load
 
 TOLERANCE = 1e-3  # of the largest output: torch and onnxruntime order their sums differently
@@ -44,16 +46,33 @@ def export(
     module = module.eval()
     names = _input_names(module, args, kwargs)
     shapes = _dynamic_shapes(torch, names, dynamic or {})
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-        file = Path(folder) / target.name
+    try:
         with torch.no_grad():
             expected = _flatten(torch, module(*args, **kwargs))
+    except Exception as error:  # the module's own code may raise anything
+        raise ModelError(f"{type(module).__name__} can't run on its example arguments: {one_line(error)}") from None
+    if target.is_dir() or not target.parent.is_dir():
+        raise EdgeqError(f"{target}: can't be written; give a file in a folder that is there")
+    with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
+        file = Path(folder) / target.name
+        with torch.no_grad():
             _run_exporter(torch, module, args, kwargs, file, opset, names, shapes)
         worst = _compare(torch, file, names, (*args, *kwargs.values()), expected)
-        for made in Path(folder).iterdir():
-            os.replace(made, target.parent / made.name)
+        _place(Path(folder), target)
     return worst
+
+
+def _place(folder: Path, target: Path) -> None:
+    """Move the folder's files beside `target`, each of them whole or not at all."""
+    for made in sorted(folder.iterdir()):
+        partial = target.parent / f".{made.name}.partial"
+        try:
+            shutil.copyfile(made, partial)
+            os.replace(partial, target.parent / made.name)
+        except OSError as error:
+            raise EdgeqError(f"{target}: can't be written ({error.strerror}); choose another place") from None
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def export_factory(spec: str, output: Path, opset: int, dynamic: Sequence[str]) -> float:
@@ -64,7 +83,11 @@ def export_factory(spec: str, output: Path, opset: int, dynamic: Sequence[str]) 
         if not name or not axis.lstrip("-").isdigit():
             raise RecipeError(f"--dynamic {item!r}: write it as INPUT:AXIS, such as input:0")
         axes.setdefault(name, []).append(int(axis))
-    made = load_object(spec)()
+    factory = load_object(spec)
+    try:
+        made = factory()
+    except Exception as error:  # the user's own code may raise anything
+        raise RecipeError(f"{spec} failed: {type(error).__name__}: {one_line(error)}") from None
     if not isinstance(made, tuple) or len(made) != 2:
         raise RecipeError(f"{spec} must return (module, example arguments), it returned a {type(made).__name__}")
     return export(made[0], made[1], output, opset=opset, dynamic=axes)
@@ -134,9 +157,14 @@ def _flatten(torch: Any, outputs: Any) -> list[np.ndarray]:
 def _compare(torch: Any, file: Path, names: list[str], example: Sequence[Any], expected: list[np.ndarray]) -> float:
     session = load("edgeq.runners", "cpu").open_session(file)
     feeds = {n: v.detach().cpu().numpy() for n, v in zip(names, example, strict=True) if isinstance(v, torch.Tensor)}
-    got = session.run({n: feeds[n] for n in session.inputs if n in feeds})
+    try:
+        got = session.run({n: feeds[n] for n in session.inputs if n in feeds})
+    finally:
+        session.close()
+    if len(got) != len(expected):
+        raise ModelError(f"the ONNX file has {len(got)} outputs where torch gives {len(expected)}")
     worst = 0.0
-    for (name, array), want in zip(got.items(), expected, strict=False):
+    for (name, array), want in zip(got.items(), expected, strict=True):
         if array.shape != want.shape:
             raise ModelError(f"output {name!r} has shape {array.shape} in ONNX and {want.shape} in torch")
         scale = max(float(np.abs(want).max(initial=0.0)), 1e-6) if want.dtype.kind == "f" else 1.0
@@ -144,5 +172,4 @@ def _compare(torch: Any, file: Path, names: list[str], example: Sequence[Any], e
         worst = max(worst, difference)
         if not difference <= TOLERANCE:
             raise ModelError(f"output {name!r} differs from torch by {difference:.2e} of its largest value")
-    session.close()
     return worst

@@ -240,7 +240,9 @@ def _report(
     about: dict[str, Any],
     verification: Verification | None,
 ) -> Report:
-    listed = tuple(FloatNode(n.name, n.op, n.reason) for n in made.nodes if n.decision in (FLOAT, BRIDGE) and n.op not in QUIET)
+    listed = tuple(
+        FloatNode(n.name, n.op, n.reason) for n in made.nodes if n.decision in (FLOAT, BRIDGE) and n.op not in QUIET
+    )
     integer = sum(n.decision in (INTEGER, FOLDED, DYNAMIC) for n in made.nodes)
     warnings = list(verification.warnings) if verification else []
     return Report(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -41,7 +41,7 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     method: Method = "static"
     calibrator: str = "mse"
     weight: str = "rtn"
-    samples: int = 128
+    samples: Annotated[int, msgspec.Meta(ge=0)] = 128
     seed: int = 0
     elementwise: Literal["auto", "all", "none"] = "auto"
     elementwise_sqnr: float = 30.0

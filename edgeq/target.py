@@ -22,7 +22,6 @@ from typing import Any, Literal
 import msgspec
 
 from edgeq.errors import RecipeError
-from edgeq.registry import load as load_plugin
 from edgeq.types import INT_RANGES, Granularity, PerBlock, PerChannel, PerTensor, QSpec
 
 Method = Literal["static", "dynamic", "weight_only"]
@@ -166,8 +165,6 @@ def _read(path: Path, depth: int = 0) -> dict[str, Any]:
 
 
 def _check(path: Path, target: Target) -> None:
-    for runner in (target.runner, target.stand_in):
-        load_plugin("edgeq.runners", runner, "open_session")
     for name, row in target.types.items():
         if row.dtype not in INT_RANGES:
             raise RecipeError(f"{path}: type {name!r} has unknown dtype {row.dtype!r}; one of {', '.join(INT_RANGES)}")

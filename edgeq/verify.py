@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgeq.data import Dataset
-from edgeq.errors import EdgeqError, VerifyError
+from edgeq.errors import CalibrationError, EdgeqError, RecipeError, VerifyError
 from edgeq.numerics.metrics import Drift
 from edgeq.registry import load
 from edgeq.report.schema import LayerDrift, LostSlice, Metric, OutputDrift, Runtime, Verification
@@ -61,22 +61,26 @@ class _Scores:
 
     def result(self, extras: dict[str, np.ndarray]) -> Metric | None:
         if self.labels is not None:
+            if self.labels.size != self.seen:
+                raise CalibrationError(
+                    f"{self.label_name!r} holds {self.labels.size} labels for {self.seen} predictions"
+                )
             float_score, quantized = (h / max(self.seen, 1) for h in self.hits)
             return Metric(f"top-1 ({self.label_name})", float_score, quantized, float_score - quantized)
         if self.function is not None:
             try:
                 float_score, quantized = (float(self.function(k, extras)) for k in self.kept)
             except Exception as error:  # the user's own code may raise anything
-                raise VerifyError(f"metric {self.name} failed: {type(error).__name__}: {error}") from None
+                raise CalibrationError(f"metric {self.name} failed: {type(error).__name__}: {error}") from None
             return Metric(self.name, float_score, quantized, float_score - quantized)
         return None
 
 
 def scores(data: Dataset, labels: str | None, metric: str | MetricFunction | None) -> _Scores:
-    """The metric asked for. Raises VerifyError when the labels are not in the data."""
+    """The metric asked for. Raises CalibrationError when the labels are not in the data, or no metric is callable."""
     if labels is not None:
         if labels not in data.extras:
-            raise VerifyError(
+            raise CalibrationError(
                 f"{data.name} has no array {labels!r} for labels: it has {', '.join(data.extras) or 'none'}"
             )
         return _Scores(labels=np.asarray(data.extras[labels]), label_name=labels)
@@ -84,6 +88,8 @@ def scores(data: Dataset, labels: str | None, metric: str | MetricFunction | Non
         from edgeq.data import load_object
 
         function = load_object(metric) if isinstance(metric, str) else metric
+        if not callable(function):
+            raise CalibrationError(f"metric {metric!r} is a {type(function).__name__}; give a function")
         return _Scores(
             function=function, name=metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
         )
@@ -106,15 +112,17 @@ def verify(
     """Measure the artifact against the reference on the target's runtime, or on its stand-in where that is missing.
 
     layers: (node, op, value) triples whose value is compared in both models. A budget that is not met is written
-    into `failures`; nothing is raised for it. Raises CalibrationError, ModelError, VerifyError.
+    into `failures`; nothing is raised for it. Raises CalibrationError, ModelError, RecipeError, VerifyError.
     """
+    if budget is not None and budget.max_drop is not None and labels is None and metric is None:
+        raise RecipeError("a largest drop needs something to measure: give --labels or --metric beside --max-drop")
     runner, note = pick_runner(target)
     warnings = [note] if note else []
-    options: dict[str, Any] = dict(target.runner_options) if note is None else {}
+    options: dict[str, Any] = {"threads": threads} | (target.runner_options if note is None else {})
     float_runner = load("edgeq.runners", "cpu")
     judged = scores(data, labels, metric)
     float_session = float_runner.open_session(reference, threads=threads)
-    session = runner.open_session(quantized, threads=threads, **options)
+    session = runner.open_session(quantized, **options)
     try:
         drifts, samples = _compare(float_session, session, data, judged, progress)
         found = tuple(_drift(name, drift) for name, drift in drifts.items())
@@ -170,7 +178,7 @@ def _compare(
         samples += 1
         progress(samples)
     if not samples:
-        raise VerifyError(f"{data.name} holds no samples to verify on")
+        raise CalibrationError(f"{data.name} holds no samples to verify on: give at least one")
     return drifts, samples
 
 
@@ -237,11 +245,11 @@ def _layers(
 def _failures(outputs: tuple[OutputDrift, ...], metric: Metric | None, budget: Budget) -> tuple[str, ...]:
     failures = []
     for output in outputs:
-        if budget.min_sqnr is not None and output.sqnr_db is not None and output.sqnr_db < budget.min_sqnr:
+        if budget.min_sqnr is not None and output.sqnr_db is not None and not output.sqnr_db >= budget.min_sqnr:
             failures.append(
                 f"output {output.name} has {output.sqnr_db:.1f} dB SQNR, under the {budget.min_sqnr:g} asked for"
             )
-    if budget.max_drop is not None and metric is not None and metric.drop > budget.max_drop + 1e-12:
+    if budget.max_drop is not None and metric is not None and not metric.drop <= budget.max_drop + 1e-12:
         failures.append(
             f"{metric.name} fell from {metric.reference:.4f} to {metric.quantized:.4f}: "
             f"{metric.drop:.4f}, over {budget.max_drop:g}"

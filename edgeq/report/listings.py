@@ -12,7 +12,7 @@ def target_rows() -> list[dict[str, Any]]:
     rows = []
     for name in target.names():
         found = target.load(name)
-        missing = importlib.import_module(f"edgeq.runners.{found.runner}").missing()
+        missing = registry.load("edgeq.runners", found.runner, "open_session").missing()
         methods = ", ".join(sorted({rule.method for rule in found.rule}))
         rows.append({"target": name, "title": found.title, "methods": methods, "runtime": missing or "here"})
     return rows

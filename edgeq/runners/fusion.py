@@ -71,7 +71,8 @@ def quantized_nodes(model: ir.Model, target: Target) -> list[ir.Node]:
             rule = target.find(node.op_type, "static")
             if rule is None or rule.role == "bridge" or node.domain != "" or not node.inputs:
                 continue
-            reads = [v for v in node.inputs if v is not None and v.dtype == ir.DataType.FLOAT]
+            # A file without value_info leaves types unknown; those count as float.
+            reads = [v for v in node.inputs if v is not None and v.dtype in (None, ir.DataType.FLOAT)]
             if not reads or any(_op(v) != "DequantizeLinear" for v in reads[: 2 if rule.role == "compute" else None]):
                 continue
             ends = [u.node.op_type for v in node.outputs for u in v.uses()]
