@@ -173,8 +173,12 @@ def pool(scribe: Scribe, node: ir.Node) -> None:
     _keep(scribe, value, scribe.emit(code, [x.tensor], out, **options), NHWC)
 
 
-def reduce_mean(scribe: Scribe, node: ir.Node) -> None:
-    """ReduceMean and the global average pool, over any axes."""
+REDUCTIONS = {"ReduceMean": "MEAN", "GlobalAveragePool": "MEAN", "ReduceSum": "SUM", "ReduceMax": "REDUCE_MAX",
+              "ReduceMin": "REDUCE_MIN"}  # fmt: skip
+
+
+def reduce(scribe: Scribe, node: ir.Node) -> None:
+    """Reductions and the global average pool, over any axes. Only MEAN has an integer kernel to rely on."""
     x, value = scribe.get(node.inputs[0]), node.outputs[0]
     rank = len(x.perm)
     keep = True
@@ -184,14 +188,15 @@ def reduce_mean(scribe: Scribe, node: ir.Node) -> None:
         axes = list(node.attributes.get_ints("axes", ())) or scribe.ints(node, 1) or list(range(rank))
         keep = node.attributes.get_int("keepdims", 1) != 0
     axes = [a % rank for a in axes]
-    target = scribe.target(value) if x.quantized else None
+    code = REDUCTIONS[node.op_type]
+    target = scribe.target(value) if x.quantized and code == "MEAN" else None
     x = x if target is not None else scribe.real(x)
     stored = sorted(x.perm.index(a) for a in axes)
     left = [a for a in x.perm if a not in axes]
     perm = x.perm if keep else tuple(sorted(left).index(a) for a in left)
     shape = [1 if i in stored else n for i, n in enumerate(x.tensor.shape) if keep or i not in stored]
-    out = scribe.tensor(str(value.name), shape, like=target)
-    scribe.emit("MEAN", [x.tensor, scribe.indices("axes", stored)], out, keepDims=keep)
+    out = scribe.tensor(str(value.name), shape, x.tensor.dtype, target)
+    scribe.emit(code, [x.tensor, scribe.indices("axes", stored)], out, keepDims=keep)
     _keep(scribe, value, out, perm)
 
 
@@ -283,7 +288,7 @@ OPS: dict[str, Callable[[Scribe, ir.Node], None]] = {
     "Pad": pad,
     "Gather": gather,
     **dict.fromkeys(("MaxPool", "AveragePool"), pool),
-    **dict.fromkeys(("ReduceMean", "GlobalAveragePool"), reduce_mean),
+    **dict.fromkeys(REDUCTIONS, reduce),
     "Resize": resize,
     **dict.fromkeys(("DepthToSpace", "SpaceToDepth"), space),
     "Cast": cast,

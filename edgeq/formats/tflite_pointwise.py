@@ -57,6 +57,15 @@ def unary(scribe: Scribe, node: ir.Node) -> None:
     scribe.held[value] = replace(x, tensor=out)
 
 
+def gelu(scribe: Scribe, x_value: ir.Value, value: ir.Value) -> None:
+    """The exact GELU of one value as another, for a Gelu that the graph spells out in several nodes."""
+    x, target = scribe.get(x_value), scribe.target(value)
+    if target is None or not x.quantized or x.tensor.dtype != "int8":
+        x, target = scribe.real(x), None
+    out = scribe.emit("GELU", [x.tensor], _new(scribe, value, x, target), approximate=False)
+    scribe.held[value] = replace(x, tensor=out)
+
+
 def fixed_output(scribe: Scribe, node: ir.Node) -> None:
     """Sigmoid and Tanh: the integer kernel gives 1/256 or 1/128; what follows requantizes if it wants another."""
     code, denominator, zero_point = FIXED[node.op_type]

@@ -133,6 +133,9 @@ CASES = {
     "gather": ([N("Gather", ["x", "i"], ["y"], axis=1)], {"x": (4, 6, 3)}, {"i": np.array([[5, 0], [2, 2]])}),
     "squeeze": ([N("GlobalAveragePool", ["x"], ["g"]), N("Squeeze", ["g", "a"], ["y"])], IMAGE,
                 {"a": np.array([2, 3])}),
+    "reductions": ([N("Conv", ["x", "w"], ["c"]), N("ReduceSum", ["c", "a"], ["s"], keepdims=1),
+                    N("ReduceMax", ["s"], ["m"], axes=[1], keepdims=0), N("ReduceMin", ["m"], ["y"], axes=[2])], IMAGE,
+                   {"w": CONV["w"], "a": np.array([2])}),
     "max_min": ([N("Max", ["x", "c", "d"], ["m"]), N("Min", ["m", "d"], ["y"])], {"x": (3, 4)},
                 {"c": random((1, 4), 1), "d": random((3, 1), 2)}),
 }  # fmt: skip
@@ -155,6 +158,31 @@ def test_float_files_agree_with_onnxruntime(name: str) -> None:
         (got,) = litert_outputs(file, feeds, reference)
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
     assert build(file) == build(converted(model))
+
+
+GELU_HEAD = [N("Div", ["x", "root"], ["z"]), N("Erf", ["z"], ["e"]), N("Add", ["one", "e"], ["g"])]
+GELUS = {
+    "product_first": [*GELU_HEAD, N("Mul", ["x", "g"], ["p"]), N("Mul", ["p", "half"], ["y"])],
+    "halved_input": [*GELU_HEAD, N("Mul", ["half", "x"], ["h"]), N("Mul", ["h", "g"], ["y"])],
+    "halved_gate": [*GELU_HEAD, N("Mul", ["g", "half"], ["h"]), N("Mul", ["x", "h"], ["y"])],
+    "divided": [*GELU_HEAD, N("Mul", ["g", "x"], ["p"]), N("Div", ["p", "two"], ["y"])],
+}
+
+
+@pytest.mark.parametrize("name", GELUS)
+def test_a_gelu_of_several_nodes_is_one_operator(name: str) -> None:
+    numbers = {"root": np.sqrt(2), "one": 1, "half": 0.5, "two": 2}
+    model = graph(GELUS[name], {"x": (3, 40)}, ["y"], **{n: np.float32(v) for n, v in numbers.items()})
+    file = converted(model)
+    assert codes(file) == {"GELU": 1}
+    x = {"x": random((3, 40), 3, 2.0)}
+    np.testing.assert_allclose(litert_outputs(file, x)[0], onnx_outputs(model, x)[0], atol=1e-5)
+
+
+def test_what_only_looks_like_a_gelu_is_not_taken_for_one() -> None:
+    numbers = {"root": np.float32(np.sqrt(2)), "one": np.float32(1), "half": np.float32(0.25)}
+    with pytest.raises(TargetError, match="Erf"):
+        converted(graph(GELUS["product_first"], {"x": (3, 40)}, ["y"], **numbers))
 
 
 def test_rank_one_outputs_and_several_inputs_keep_their_names() -> None:
