@@ -59,8 +59,8 @@ def _match(scribe: Scribe, erf: ir.Node) -> tuple[ir.Node, ir.Value, list[ir.Nod
         return (half, x, [*inner, product]) if halved is product.outputs[0] and half is not None else None
     first = other.producer() if other is not None else None
     if other is not None and first is not None and sole_consumer(other) is product:  # (x / 2) gate
-        if _factor(scribe, first, "Mul", 0.5) is x or _factor(scribe, first, "Div", 2.0) is x:
-            return product, x, [*inner, first]
+        halves = _factor(scribe, first, "Mul", 0.5) or _factor(scribe, first, "Div", 2.0)
+        return (product, x, [*inner, first]) if halves is x else None
     halved_gate = _factor(scribe, product, "Mul", 0.5) is gate.outputs[0]
     if halved_gate and half is not None and half.op_type == "Mul" and x in half.inputs:  # x (gate / 2)
         return half, x, [*inner, product]

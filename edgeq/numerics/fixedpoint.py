@@ -12,19 +12,20 @@ agree on q and shift and differ in `rounding`:
     (`requantize_real`: float64(x) * float64(m), rounded half away from zero; no mantissa and shift at all)
 
 What ai-edge-litert 2.3 computes on x86-64, for int8 and, where they have it, uint8. The reference kernels
-(BUILTIN_REF) are held bit for bit by this project's tests; the other columns are what 0 of 14,000 to 290,000
-outputs contradicted, and "±1" means that no rounding reproduces them all.
+(BUILTIN_REF) are held bit for bit by this project's tests; the other columns are what 0 of 40,000 to 900,000
+outputs contradicted (4,000 for MEAN), and "±1" means that no rounding reproduces them all.
 
                                                     reference    optimized    XNNPACK (the default)
     CONV_2D, TRANSPOSE_CONV, DEPTHWISE_CONV_2D      double       ±1           single or half_even
     FULLY_CONNECTED int8 and int16                  real         ±1           single or half_even
     FULLY_CONNECTED uint8                           double
     BATCH_MATMUL, RELU, RELU6                       double       double       double
-    ADD, SUB (20 bits to the left: no ties)         double       double       any
+    ADD, SUB                                        double       double       ±1, 1 in 50,000
     MUL, MEAN                                       double       ±1           single or half_even
     LEAKY_RELU                                      double       double       ±1
     QUANTIZE from 8 bits to 8 bits                  double       ±1           ±1
-    LOGISTIC, TANH, GELU: float32, half away        yes          yes          yes
+    LOGISTIC, TANH, GELU: float32, half away        yes          yes          LOGISTIC ±1, 1 in 150,000
+    HARD_SWISH: 16-bit fixed point                  yes          yes          yes
     SOFTMAX                                         fixed point  table        table
     AVERAGE_POOL_2D: integer division, half away    yes          yes          yes
     RESIZE_BILINEAR: Q10, half away                 yes          yes          up to 2 steps apart
