@@ -7,7 +7,6 @@ agree on q and shift and differ in `rounding`:
     "double"     gemmlowp, two roundings: t = srdhm(x * 2**max(shift, 0), q), then rounding_divide_by_pot(t, -shift)
     "single"     one rounding, half up: (x * q + 2**(30 - shift)) >> (31 - shift)
     "half_even"  float32(x) * float32(m), rounded half to even: no integers, but one IEEE multiplication
-
     "int16x8"    16-bit multiplier, 64-bit accumulator: `multiply_int64`
     (`requantize_real`: float64(x) * float64(m), rounded half away from zero; no mantissa and shift at all)
 
@@ -21,7 +20,8 @@ outputs contradicted (4,000 for MEAN), and "±1" means that no rounding reproduc
     FULLY_CONNECTED uint8                           double
     BATCH_MATMUL, RELU, RELU6                       double       double       double
     ADD, SUB                                        double       double       ±1, 1 in 50,000
-    MUL, MEAN                                       double       ±1           single or half_even
+    MUL                                             double       double (*)   single or half_even
+    MEAN                                            double       ±1           single or half_even
     LEAKY_RELU                                      double       double       ±1
     QUANTIZE from 8 bits to 8 bits                  double       ±1           ±1
     LOGISTIC, TANH, GELU: float32, half away        yes          yes          LOGISTIC ±1, 1 in 150,000
@@ -30,6 +30,8 @@ outputs contradicted (4,000 for MEAN), and "±1" means that no rounding reproduc
     AVERAGE_POOL_2D: integer division, half away    yes          yes          yes
     RESIZE_BILINEAR: Q10, half away                 yes          yes          up to 2 steps apart
     CONV_2D and the like, int16 with int64 bias     int16x8
+
+(*) for multipliers below 1/2; above, the optimized MUL can be as much as 255 steps off where results saturate.
 
 Elsewhere: TensorFlow Lite built with TFLITE_SINGLE_ROUNDING and XNNPACK's "rndnu" (Arm; m rounded to float32
 first) are "single"; XNNPACK's "fp32" and magic-bias forms (x86, wasm) and onnxruntime's QLinearConv "half_even".
