@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import io as stdio
+import logging
 import os
 import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def _run_exporter(
     if shapes is not None and kwargs:
         shapes = dict(zip(names, shapes, strict=True))
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(stdio.StringIO()):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(stdio.StringIO()), _no_logging():
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 module,
@@ -133,17 +134,28 @@ def _run_exporter(
         raise ModelError(f"{type(module).__name__} can't be exported: {_cause(error)}") from None
 
 
+@contextlib.contextmanager
+def _no_logging() -> Iterator[None]:
+    """The exporter logs what it can't find on its way; what matters it raises."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def _cause(error: BaseException) -> str:
     """The innermost message, with the operator and the module path that torch put into the chain of errors."""
     chain: list[BaseException] = [error]
     while (deeper := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(deeper)
     text = "\n".join(str(e) for e in chain)
-    op = re.search(r"(aten|prims|torchvision|[a-z_]\w*)[.:]{1,2}[\w.]+(?:\.default)?", text)
+    op = re.search(r"OpOverload\(op='([\w.:]+)'|\b((?:aten|prims|torchvision)[.:]{1,2}\w[\w.]*)", text)
     where = re.search(r"nn_module_stack[^\n]*?'([^']+)'|File \"[^\"]*\", line \d+, in (?:forward|\w+)", text)
     parts = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()][:1]
     if op:
-        parts.append(f"operator {op.group(0)}")
+        parts.append(f"operator {op.group(1) or op.group(2)}")
     if where:
         parts.append(f"in {where.group(1) or where.group(0)}")
     return "; ".join(parts)[:400]
