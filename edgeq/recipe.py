@@ -64,7 +64,7 @@ def load(path: str | os.PathLike[str]) -> Recipe:
         return msgspec.toml.decode(Path(path).read_bytes(), type=Recipe)
     except OSError as error:
         raise RecipeError(f"{path}: can't be read ({error.strerror})") from None
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: {error}") from None
 
 
@@ -83,4 +83,6 @@ def _toml(value: object) -> str:
         return str(value).lower()
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(v) for v in value) + "]"
-    return msgspec.json.encode(value).decode()
+    if isinstance(value, float):
+        return repr(value)  # TOML has inf and nan, JSON has not
+    return msgspec.json.encode(value).decode().replace("\x7f", "\\u007f")

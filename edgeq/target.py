@@ -140,7 +140,7 @@ def load(name: str) -> Target:
         raise RecipeError(f"no target {name!r}: choose one of {', '.join(names())}")
     try:
         target = msgspec.convert(_read(path), type=Target)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: {error}") from None
     except OSError as error:
         raise RecipeError(f"{path}: can't be read ({error.strerror})") from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Protocol
 
 import numpy as np
@@ -27,28 +29,57 @@ def collect(
     calibrators: Mapping[str, str],
     outputs: Mapping[str, str] | None = None,
     progress: Callable[[int], None] = lambda _: None,
+    workers: int = 1,
 ) -> tuple[dict[str, Summary], int]:
     """Summaries of the values named in `calibrators` (value → calibrator), and how many samples were seen.
 
     outputs: value → name under which the session returns it, where the two differ. Values that no sample reached
-    have no summary. Raises CalibrationError for NaN among the inputs.
+    have no summary. workers: samples in flight, each in a thread of its own with accumulators of its own; merging is
+    exact, so the result doesn't depend on it. Raises CalibrationError for NaN among the inputs.
     """
     wants_histogram = {v: "histogram" in load("edgeq.calibrate", c, "choose").NEEDS for v, c in calibrators.items()}
-    found: dict[str, Summary] = {}
-    count = 0
-    for feeds in samples:
-        check_finite(feeds, count)
-        results = {**feeds, **session.run(feeds)}
-        for value in calibrators:
-            array = results[(outputs or {}).get(value, value)]
-            if array.size == 0:
-                continue
-            if value not in found:
-                found[value] = Summary(histogram=Histogram() if wants_histogram[value] else None)
-            found[value].update(array, stride(array.size))
-        count += 1
-        progress(count)
-    return found, count
+    remaining: Iterator[tuple[int, Mapping[str, np.ndarray]]] = enumerate(samples)
+    lock, count = Lock(), 0
+
+    def work() -> dict[str, Summary]:
+        nonlocal remaining
+        try:
+            return take_all()
+        except BaseException:
+            remaining = iter(())  # the others stop after the sample in hand
+            raise
+
+    def take_all() -> dict[str, Summary]:
+        nonlocal count
+        found: dict[str, Summary] = {}
+        while True:
+            with lock:
+                index, feeds = next(remaining, (-1, None))
+            if feeds is None:
+                return found
+            check_finite(feeds, index)
+            results = {**feeds, **session.run(feeds)}
+            for value in calibrators:
+                array = results.pop((outputs or {}).get(value, value))
+                if array.size == 0:
+                    continue
+                if value not in found:
+                    found[value] = Summary(histogram=Histogram() if wants_histogram[value] else None)
+                found[value].update(array, stride(array.size))
+            with lock:
+                count += 1
+                progress(count)
+
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        parts = [job.result() for job in [pool.submit(work) for _ in range(max(workers, 1))]]
+    merged: dict[str, Summary] = {}
+    for part in parts:
+        for value, summary in part.items():
+            if value in merged:
+                merged[value].merge(summary)
+            else:
+                merged[value] = summary
+    return merged, count
 
 
 def stride(size: int) -> int:
@@ -58,5 +89,9 @@ def stride(size: int) -> int:
 
 def check_finite(feeds: Mapping[str, np.ndarray], index: int) -> None:
     for name, array in feeds.items():
-        if np.issubdtype(array.dtype, np.floating) and np.isnan(np.sum(array)) and np.isnan(array).any():
+        if not np.issubdtype(array.dtype, np.floating):
+            continue
+        with np.errstate(invalid="ignore", over="ignore"):  # of infinities, which are no NaN
+            suspect = np.isnan(np.sum(array))
+        if suspect and np.isnan(array).any():
             raise CalibrationError(f"sample {index} of the calibration data has NaN in input {name!r}: clean the data")
