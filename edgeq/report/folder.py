@@ -40,9 +40,10 @@ def publish(work: Path, output: Path) -> None:
     """Move the results into place; the report goes last, and only over a complete artifact."""
     output.mkdir(parents=True, exist_ok=True)
     (output / "report.json").unlink(missing_ok=True)
+    external = (work / "model.onnx.data").exists()
     for file in sorted(work.iterdir()):
         if file.is_file() and not file.name.startswith(".") and file.name != "report.json":
             os.replace(file, output / file.name)
-    if not (work / "model.onnx.data").exists() and (output / "model.onnx.data").exists():
-        (output / "model.onnx.data").unlink()
+    if not external:
+        (output / "model.onnx.data").unlink(missing_ok=True)
     os.replace(work / "report.json", output / "report.json")
