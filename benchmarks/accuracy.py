@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -122,6 +123,7 @@ def main(argv: list[str] | None = None) -> int:
     if unknown := sorted(set(names) - set(tasks.names())):
         parser.error(f"no task {', '.join(unknown)}: choose from {', '.join(tasks.names())}")
     ours = [f"edgeq {c}" for c in args.calibrators.split(",") if c] or ["edgeq"]
+    logging.getLogger().setLevel(logging.ERROR)  # onnxruntime's quantizer warns of every per-tensor weight
     console = Console(stderr=True)
     found = []
     for row in rows(names, [*(["ort"] if args.peers else []), *ours]):
