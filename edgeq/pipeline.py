@@ -20,6 +20,7 @@ from edgeq import recipe as recipes
 from edgeq import target as targets
 from edgeq.calibrate.collect import collect
 from edgeq.calibrate.summary import Summary
+from edgeq.costs import costly_joins
 from edgeq.data import Dataset, open_data
 from edgeq.errors import CalibrationError, ModelError, RecipeError
 from edgeq.graph import io
@@ -192,6 +193,8 @@ def _quantize(
             raise CalibrationError("static quantization needs calibration data: give --calib, or use --method dynamic")
         summaries, seen = _observe(made, prepared, path, recipe, data, work, progress)
         about = {"samples": seen, "data": data.name}
+        excluded |= costly_joins(made, prepared, target, recipe, summaries)
+        made = plan(prepared, target, recipe, excluded)
     while True:
         total = len(made.weights)
         solution, failed = solve(made, prepared, summaries, progress=partial(_counted, progress, "solve", total))
@@ -215,9 +218,11 @@ def _observe(
     total = used.count
     with tempfile.TemporaryDirectory(dir=work) as folder:
         observed, outputs = observable(path, wanted, Path(folder))
-        session = load("edgeq.runners", "cpu").open_session(observed, threads=os.cpu_count() or 1)
+        # One sample a core beats all cores on one sample, and the reductions run in parallel too.
+        session = load("edgeq.runners", "cpu").open_session(observed, threads=1)
+        workers = os.cpu_count() or 1
         try:
-            summaries, seen = collect(session, used, wanted, outputs, lambda n: progress("collect", n, total))
+            summaries, seen = collect(session, used, wanted, outputs, lambda n: progress("collect", n, total), workers)
         finally:
             session.close()
     if seen == 0:

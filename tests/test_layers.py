@@ -19,7 +19,7 @@ FLOORS = (
     {"package", "verify", "report", "search"},
     {"runners", "export", "train", "formats"},
     {"passes"},
-    {"planner", "islands", "eligible", "plan", "solve"},
+    {"planner", "islands", "eligible", "plan", "solve", "costs"},
     {"graph", "recipe", "target", "data"},
     {"weights", "calibrate", "intops"},
     {"numerics"},
@@ -34,6 +34,7 @@ SIDEWAYS = (
     ("export", "runners"),
     ("planner", "islands", "eligible", "plan"),
     ("solve", "plan"),
+    ("costs", "plan"),
     ("recipe", "target"),
     ("registry", "errors"),
 )
