@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from threading import Lock
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import Queue
 from typing import Protocol
 
 import numpy as np
@@ -38,26 +39,13 @@ def collect(
     exact, so the result doesn't depend on it. Raises CalibrationError for NaN among the inputs.
     """
     wants_histogram = {v: "histogram" in load("edgeq.calibrate", c, "choose").NEEDS for v, c in calibrators.items()}
-    remaining: Iterator[tuple[int, Mapping[str, np.ndarray]]] = enumerate(samples)
-    lock, count = Lock(), 0
+    free: Queue[dict[str, Summary]] = Queue()
+    parts: list[dict[str, Summary]] = [{} for _ in range(max(workers, 1))]
+    for part in parts:
+        free.put(part)
 
-    def work() -> dict[str, Summary]:
-        nonlocal remaining
+    def work(feeds: Mapping[str, np.ndarray], found: dict[str, Summary]) -> None:
         try:
-            return take_all()
-        except BaseException:
-            remaining = iter(())  # the others stop after the sample in hand
-            raise
-
-    def take_all() -> dict[str, Summary]:
-        nonlocal count
-        found: dict[str, Summary] = {}
-        while True:
-            with lock:
-                index, feeds = next(remaining, (-1, None))
-            if feeds is None:
-                return found
-            check_finite(feeds, index)
             results = {**feeds, **session.run(feeds)}
             for value in calibrators:
                 array = results.pop((outputs or {}).get(value, value))
@@ -66,12 +54,19 @@ def collect(
                 if value not in found:
                     found[value] = Summary(histogram=Histogram() if wants_histogram[value] else None)
                 found[value].update(array, stride(array.size))
-            with lock:
-                count += 1
-                progress(count)
+        finally:
+            free.put(found)
 
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        parts = [job.result() for job in [pool.submit(work) for _ in range(max(workers, 1))]]
+    count, jobs = 0, deque[Future[None]]()
+    with ThreadPoolExecutor(len(parts)) as pool:  # samples are drawn here, so that Ctrl-C reaches a slow source
+        for count, feeds in enumerate(samples, 1):
+            check_finite(feeds, count - 1)
+            jobs.append(pool.submit(work, feeds, free.get()))
+            while jobs and (jobs[0].done() or len(jobs) > 2 * len(parts)):
+                jobs.popleft().result()
+            progress(count)
+        while jobs:
+            jobs.popleft().result()
     merged: dict[str, Summary] = {}
     for part in parts:
         for value, summary in part.items():
