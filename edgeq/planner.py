@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from edgeq import islands
 from edgeq.eligible import Context, table_problem, weight_problem
-from edgeq.errors import TargetError
+from edgeq.errors import RecipeError, TargetError
 from edgeq.plan import DYNAMIC, FLOAT, STORED, NodePlan, Plan, WeightPlan, walk
 from edgeq.recipe import Recipe
 from edgeq.target import Target
@@ -17,11 +17,15 @@ from edgeq.target import Target
 def plan(model: ir.Model, target: Target, recipe: Recipe, excluded: Mapping[str, str] | None = None) -> Plan:
     """The plan. `excluded`: node name → reason, nodes that must stay float.
 
-    Raises TargetError when the target has no rule at all for the recipe's method.
+    Raises TargetError when the target has no rule at all for the recipe's method, RecipeError for an unknown type.
     """
     methods = sorted({rule.method for rule in target.rule})
     if recipe.method not in methods:
         raise TargetError(target.name, f"it has no {recipe.method} quantization", f"choose {' or '.join(methods)}")
+    for row in recipe.rule:
+        for named in (row.act_type, row.weight_type):
+            if named is not None and named not in target.types:
+                raise RecipeError(f"type {named!r} is not one of {target.name}'s: choose {', '.join(target.types)}")
     context = Context(target, recipe, dict(excluded or {}))
     if recipe.method == "static":
         return islands.place(model, context)

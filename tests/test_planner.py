@@ -1,0 +1,34 @@
+"""The plan refuses what a recipe can't mean."""
+
+import onnx_ir as ir
+import pytest
+
+from edgeq import target
+from edgeq.errors import RecipeError, TargetError
+from edgeq.graph.prepare import prepare
+from edgeq.planner import plan
+from edgeq.recipe import Override, Recipe
+
+
+@pytest.fixture
+def model():
+    return prepare(ir.load("sample_models/digits.onnx"))
+
+
+@pytest.mark.parametrize("field", ["act_type", "weight_type"])
+def test_an_unknown_type_is_named_with_those_there_are(model, field):
+    recipe = Recipe(rule=(Override(**{field: "nope"}),))
+    with pytest.raises(RecipeError, match="'nope' is not one of x86_64's: choose .*u8"):
+        plan(model, target.load("x86_64"), recipe)
+
+
+def test_a_method_without_rules_is_refused(model):
+    with pytest.raises(TargetError, match="no weight_only quantization; choose dynamic or static"):
+        plan(model, target.load("x86_64"), Recipe(method="weight_only"))
+
+
+def test_the_recipe_keeps_nodes_float(model):
+    made = plan(model, target.load("x86_64"), Recipe(rule=(Override(ops=("Gemm",), float=True),)))
+    (gemm,) = [n for n in made.nodes if n.op == "Gemm"]
+    assert (gemm.decision, gemm.reason) == ("float", "the recipe keeps it float")
+    assert all(w.node != gemm.name for w in made.weights)
