@@ -45,7 +45,13 @@ class Context:
         algorithm = override.weight or self.recipe.weight
         indices = (1, 2) if node.op_type == "LSTM" else (WEIGHT_INDEX[node.op_type],)
         return [
-            WeightPlan(node.name or "", i, value.name or "", row.spec(weight_axis(node, row.per)), algorithm)
+            WeightPlan(
+                node.name or "",
+                i,
+                value.name or "",
+                row.spec(weight_axis(node, row.per), channel=(rank(value) or 0) <= (rule.channel_rank or 99)),
+                algorithm,
+            )
             for i in indices
             if (value := node.inputs[i]) is not None
         ]

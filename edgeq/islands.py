@@ -133,7 +133,7 @@ class _Islands:
     def _values(self, nodes: list[ir.Node]) -> list[ValuePlan]:
         readers: dict[ir.Value, list[str]] = {}
         specs: dict[ir.Value, tuple[QSpec, str]] = {}
-        everyone: set[ir.Value] = set()
+        writers: dict[ir.Value, str] = {}
         fixed: dict[ir.Value, FixedOutput] = {}
         groups = _Groups()
         for node in nodes:
@@ -150,7 +150,7 @@ class _Islands:
                 continue
             outs = [self._behind(v) for v in node.outputs if v.dtype == ir.DataType.FLOAT]
             for value in outs:
-                everyone.add(value)
+                writers[value] = node.name or ""
                 readers.setdefault(value, [])
                 specs.setdefault(value, chosen)
                 if rule.output is not None:
@@ -165,9 +165,10 @@ class _Islands:
                 specs[groups.root(value)][0],
                 groups.root(value).name or "",
                 specs[value][1],
-                value in everyone,
+                value in writers,
                 tuple(dict.fromkeys(names)),
                 fixed_groups.get(groups.root(value)),
+                writers.get(value, ""),
             )
             for value, names in readers.items()
         ]

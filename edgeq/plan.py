@@ -32,7 +32,7 @@ class NodePlan:
 class ValuePlan:
     """A value that becomes codes. group: values with the same group share parameters; the first named is observed.
 
-    everyone: all readers get the rounded value, since the producing kernel is integer only then.
+    everyone: all readers get the rounded value, since the producing kernel, node `writer`, is integer only then.
     """
 
     name: str
@@ -42,6 +42,7 @@ class ValuePlan:
     everyone: bool
     readers: tuple[str, ...]
     fixed: FixedOutput | None = None
+    writer: str = ""
 
 
 @dataclass(frozen=True)

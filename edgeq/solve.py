@@ -53,16 +53,16 @@ def _groups(
     failed: dict[str, str],
 ) -> dict[str, QParams]:
     groups: dict[str, QParams] = {}
-    readers: dict[str, list[str]] = {}
+    involved: dict[str, list[str]] = {}
     for value in plan.values:
-        readers.setdefault(value.group, []).extend(value.readers)
+        involved.setdefault(value.group, []).extend([*value.readers, *filter(None, [value.writer])])
     for value in plan.values:
         if value.group in groups or value.name != value.group:
             continue
         try:
             groups[value.group] = _activation(value, constants.get(value.name), summaries.get(value.name))
         except CalibrationError as error:
-            for node in readers[value.group]:
+            for node in involved[value.group]:
                 failed[node] = f"{value.name}: {error}"
     return groups
 

@@ -60,7 +60,8 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     act, weight: names in `[types]`. bias: stored as int32 with scale act·weight, or left in float.
     output_q: `required` when the kernel is integer only if its output is quantized too (then every reader of the
     output gets the rounded value). folds: activations behind the operator that vanish into the output's range.
-    max_rank: of the activation; 0 for any. constant: whether one operand may be a constant, for `join`.
+    max_rank: of the activation; 0 for any. channel_rank: per-channel scales
+    only for weights of up to so many dimensions, 0 for any. constant: whether one operand may be a constant, for `join`.
     """
 
     ops: tuple[str, ...]
@@ -74,6 +75,7 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     folds: tuple[str, ...] = ()
     max_rank: int = 0
     depthwise: bool = True
+    channel_rank: int = 0
     constant: bool = True
 
 

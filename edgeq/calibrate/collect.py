@@ -49,7 +49,7 @@ def collect(
             results = {**feeds, **session.run(feeds)}
             for value in calibrators:
                 array = results.pop((outputs or {}).get(value, value))
-                if array.size == 0:
+                if array is None or array.size == 0:  # the branch that computes it was not taken
                     continue
                 if value not in found:
                     found[value] = Summary(histogram=Histogram() if wants_histogram[value] else None)

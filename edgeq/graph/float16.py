@@ -22,8 +22,8 @@ def widen(model: ir.Model) -> bool:
     main = model.graph
     for value in main.inputs:
         if value.dtype in HALF:
-            cast = make_node("Cast", [value], names.new(f"{value.name}_f32"), ir.DataType.FLOAT, value.shape, {"to": 1})
             uses = list(value.uses())
+            cast = make_node("Cast", [value], names.new(f"{value.name}_f32"), ir.DataType.FLOAT, value.shape, {"to": 1})
             for use in uses:
                 use.node.replace_input_with(use.idx, cast.outputs[0])
             first = next(iter(main), None)

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from edgeq.errors import ModelError
 from edgeq.graph import io
-from edgeq.graph.edit import Names, all_graphs
+from edgeq.graph.edit import Names, all_graphs, make_node
 
 
 def observable(model: Path, names: Iterable[str], folder: Path) -> tuple[Path, dict[str, str]]:
@@ -55,8 +55,11 @@ def _hoist(value: ir.Value, owner: ir.Node, names: Names) -> ir.Value:
     """Give `owner` (an If) one more output that is `value` of one of its bodies."""
     for attribute in owner.attributes.values():
         body = attribute.as_graph()
-        if body is value.graph:
-            body.outputs.append(value)
+        if body is value.graph:  # by way of Identity, since a body may not name one output twice
+            name = names.new(f"{value.name}_inside")
+            copy = make_node("Identity", [value], name, value.dtype, value.shape)
+            body.append(copy)
+            body.outputs.append(copy.outputs[0])
             continue
         name = names.new(f"{value.name}_absent")
         empty = ir.node("Constant", inputs=[], attributes={"value": ir.tensor(np.zeros(0, np.float32))}, name=name)
