@@ -61,7 +61,7 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     output_q: `required` when the kernel is integer only if its output is quantized too (then every reader of the
     output gets the rounded value). folds: activations behind the operator that vanish into the output's range.
     max_rank: of the activation; 0 for any. channel_rank: per-channel scales
-    only for weights of up to so many dimensions, 0 for any. constant: whether one operand may be a constant, for `join`.
+    only for weights of up to so many dimensions, 0 for any. constant: may one operand be a constant, for `join`.
     """
 
     ops: tuple[str, ...]

@@ -18,7 +18,7 @@ def model():
 @pytest.mark.parametrize("field", ["act_type", "weight_type"])
 def test_an_unknown_type_is_named_with_those_there_are(model, field):
     recipe = Recipe(rule=(Override(**{field: "nope"}),))
-    with pytest.raises(RecipeError, match="'nope' is not one of x86_64's: choose .*u8"):
+    with pytest.raises(RecipeError, match=r"'nope' is not one of x86_64's: choose .*u8"):
         plan(model, target.load("x86_64"), recipe)
 
 
