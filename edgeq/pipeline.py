@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 import msgspec
 import onnx_ir as ir
-from onnx_ir.passes.common import TopologicalSortPass
+from onnx_ir.passes.common import NameFixPass, TopologicalSortPass
 
 from edgeq import recipe as recipes
 from edgeq import target as targets
@@ -24,7 +24,6 @@ from edgeq.costs import costly_joins
 from edgeq.data import Dataset, open_data
 from edgeq.errors import CalibrationError, ModelError, RecipeError
 from edgeq.graph import io
-from edgeq.graph.edit import Names
 from edgeq.graph.observe import observable
 from edgeq.graph.prepare import prepare
 from edgeq.passes.dynamic import make_dynamic
@@ -231,9 +230,9 @@ def _observe(
 
 
 def _finish(model: ir.Model) -> None:
+    """Order the nodes and make sure of unique names: onnx-ir itself accepts names that collide."""
     TopologicalSortPass()(model)
-    Names(model)
-    model.opset_imports.setdefault("", 17)
+    NameFixPass()(model)
 
 
 def _report(
