@@ -20,7 +20,7 @@ from onnxscript.version_converter import convert_version
 
 from edgeq.errors import ModelError
 from edgeq.graph.canonical import canonicalize
-from edgeq.graph.edit import Names, all_graphs, constant, drop_unused_initializers
+from edgeq.graph.edit import Names, all_graphs, constant, drop_unused_initializers, make_node
 from edgeq.graph.float16 import widen
 from edgeq.graph.fuse import LINEAR, fold_affine
 from edgeq.graph.io import PROTOBUF_LIMIT, one_line, weight_bytes
@@ -56,6 +56,7 @@ def _prepare(model: ir.Model, opset: int, fold: bool) -> ir.Model:
     version = model.opset_imports.get("", 1)
     if version > MAX_OPSET:
         raise ModelError(f"opset {version} is newer than edgeq knows (up to {MAX_OPSET}); export with a lower opset")
+    outputs = [value.name or "" for value in model.graph.outputs]
     common.InlinePass()(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _initializers_out_of_inputs(model)
@@ -70,6 +71,7 @@ def _prepare(model: ir.Model, opset: int, fold: bool) -> ir.Model:
         _name(model)
         RewritePass(FUSIONS)(model)
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _restore_outputs(model, outputs)
     _name(model)
     canonicalize(model)
     while fold_affine(model):
@@ -124,6 +126,22 @@ def _upgrade(model: ir.Model, opset: int) -> None:
         logger.setLevel(level)
     if model.opset_imports.get("") != opset:
         raise ModelError(f"opset {model.opset_imports.get('')} can't be upgraded to {opset}; export with a newer opset")
+
+
+def _restore_outputs(model: ir.Model, wanted: list[str]) -> None:
+    """Give every output its own value and name again: Identity elimination merges outputs that are equal."""
+    graph = model.graph
+    inputs = {value.name for value in graph.inputs}
+    for index, name in enumerate(wanted):
+        value = graph.outputs[index]
+        if name in inputs or name in wanted[:index]:
+            continue
+        if value.is_graph_input() or value in graph.outputs[:index]:
+            copy = make_node("Identity", [value], "", value.dtype, value.shape)
+            graph.append(copy)
+            graph.outputs[index] = copy.outputs[0]
+    for value, name in zip(graph.outputs, wanted, strict=True):
+        value.name = name
 
 
 def _infer(model: ir.Model) -> None:
