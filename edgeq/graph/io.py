@@ -58,11 +58,14 @@ def check(model: ir.Model, name: str = "model") -> None:
 def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
     """Write the model atomically; weights go beside it (`NAME.data`) when it would exceed protobuf's limit.
 
-    The same model gives the same bytes. The model itself is unchanged.
+    The same model gives the same bytes. Weights that another file holds are read into memory first when they fit
+    inside this one: its folder is not theirs.
     """
     path = Path(path)
     model.producer_name, model.producer_version = "edgeq", None
     big = weight_bytes(model) > INLINE_LIMIT
+    if not big:
+        to_memory(model)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".onnx")
     os.close(handle)
     try:
