@@ -1,7 +1,7 @@
 """Write the same computation in the one form that integer kernels exist for.
 
 * ReduceMean over all spatial axes of an image or volume becomes GlobalAveragePool (and a Flatten without keepdims).
-* Gemm's constant alpha and beta go into its weight and bias.
+* Gemm's constant alpha and beta go into its weight and bias, and a bias that is no constant vector becomes an Add.
 """
 
 from __future__ import annotations
@@ -74,4 +74,29 @@ def _gemm(node: ir.Node, graph: ir.Graph, names: Names) -> bool:
         node.replace_input_with(index, add_initializer(graph, names.new(f"{old.name}_{attribute}"), scaled))
         del node.attributes[attribute]
         changed = True
-    return changed
+    return _gemm_bias(node, graph, names) or changed
+
+
+def _gemm_bias(node: ir.Node, graph: ir.Graph, names: Names) -> bool:
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None or bias.dtype != ir.DataType.FLOAT or node.attributes.get_float("beta", 1.0) != 1.0:
+        return False
+    array, out = constant(bias), node.outputs[0]
+    if array is not None and array.ndim == 1:
+        return False
+    if array is not None and array.ndim == 2 and array.shape[0] == 1:
+        row = add_initializer(graph, names.new(f"{bias.name}_row"), array.reshape(-1))
+        node.replace_input_with(2, row)
+        return True
+    if constant(node.inputs[1]) is None:
+        return False
+    node.resize_inputs(2)
+    name = out.name or ""
+    add = make_node("Add", [], name, out.dtype, out.shape, name=names.new(f"{node.name}_add"))
+    out.replace_all_uses_with(add.outputs[0], replace_graph_outputs=True)
+    out.name = names.new(f"{name}_product")
+    add.resize_inputs(2)
+    add.replace_input_with(0, out)
+    add.replace_input_with(1, bias)
+    graph.insert_after(node, add)
+    return True

@@ -20,7 +20,7 @@ from onnxscript.version_converter import convert_version
 
 from edgeq.errors import ModelError
 from edgeq.graph.canonical import canonicalize
-from edgeq.graph.edit import Names, all_graphs, constant, drop_unused_initializers, make_node
+from edgeq.graph.edit import Names, all_graphs, constant, drop_unused_initializers, make_node, rank
 from edgeq.graph.float16 import widen
 from edgeq.graph.fuse import LINEAR, fold_affine
 from edgeq.graph.io import PROTOBUF_LIMIT, one_line, weight_bytes
@@ -64,6 +64,7 @@ def _prepare(model: ir.Model, opset: int, fold: bool) -> ir.Model:
         _upgrade(model, opset)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     widen(model)
+    _true_identities(model)
     common.IdentityEliminationPass()(model)
     if fold:
         _infer(model)
@@ -126,6 +127,17 @@ def _upgrade(model: ir.Model, opset: int) -> None:
         logger.setLevel(level)
     if model.opset_imports.get("") != opset:
         raise ModelError(f"opset {model.opset_imports.get('')} can't be upgraded to {opset}; export with a newer opset")
+
+
+def _true_identities(model: ir.Model) -> None:
+    """An Identity's output has its input's shape, whatever an exporter wrote down."""
+    for graph in all_graphs(model):
+        for node in graph:
+            if node.op_type != "Identity" or node.inputs[0] is None:
+                continue
+            ranks = rank(node.inputs[0]), rank(node.outputs[0])
+            if None not in ranks and ranks[0] != ranks[1]:
+                node.outputs[0].shape = node.inputs[0].shape
 
 
 def _restore_outputs(model: ir.Model, wanted: list[str]) -> None:
