@@ -1,10 +1,8 @@
 """More graphs that break quantizers: what is tied, hidden, missing, infinite or outside the file."""
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
-from onnx import numpy_helper, parser
 
 import edgeq
 from edgeq import target as targets
@@ -12,55 +10,7 @@ from edgeq.data import open_data
 from edgeq.errors import CalibrationError
 from edgeq.numerics.metrics import sqnr_db
 from edgeq.verify import verify
-
-
-def draw(*shape, seed=0):
-    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
-
-
-def samples(*shape, count=8):
-    return [{"x": draw(*shape, seed=i)} for i in range(count)]
-
-
-def save(folder, text, inits, **options):
-    """The model that a text in ONNX's own notation says, with these initializers."""
-    model = parser.parse_model(text)
-    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(a), k) for k, a in inits.items())
-    for index, node in enumerate(model.graph.node):
-        node.name = node.name or f"{node.op_type}_{index}"
-    path = folder / "m.onnx"
-    onnx.save(model, path, **options)
-    return path
-
-
-def text(body, inputs="float[N,4,8,8] x", outputs="float[] y", opset=17, ir=8):
-    head = f'<ir_version: {ir}, opset_import: ["" : {opset}, "local" : 1]>'
-    return f"{head} agraph ({inputs}) => ({outputs}) {{ {body} }}"
-
-
-def interface(session):
-    return [[(v.name, v.type) for v in ends] for ends in (session.get_inputs(), session.get_outputs())]
-
-
-def quantize(folder, path, feeds, *, method="static", least=25.0, check=None):
-    """Quantize; the artifact loads, has the same interface, and gives close to the float model's outputs."""
-    result = edgeq.quantize(path, "x86_64", feeds, folder / "out", method=method)
-    left, right = ort.InferenceSession(str(path)), ort.InferenceSession(str(result.artifact))
-    assert interface(left) == interface(right)
-    for feed in (check or feeds)[:3]:
-        for want, got in zip(left.run(None, feed), right.run(None, feed), strict=True):
-            assert want.dtype == got.dtype
-            assert want.shape == got.shape
-            assert sqnr_db(want, got) > least
-    return result
-
-
-def integer(result):
-    """Names of the nodes that run on codes."""
-    return {n.name for n in result.plan.nodes if n.decision in ("integer", "dynamic")}
-
-
-CONV = {"w": draw(4, 4, 3, 3), "b": draw(4)}
+from tests.graph.written import CONV, draw, integer, quantize, samples, save, text
 
 
 @pytest.mark.parametrize("method", ["static", "dynamic"])
@@ -315,59 +265,3 @@ def test_verify_names_the_scores_that_one_scale_for_boxes_and_scores_loses(tmp_p
     assert {(s.axis, s.index) for s in found.outputs[0].lost_slices} == {(1, 4), (1, 5)}
     assert any("[axis 1, index 4], [axis 1, index 5] lost" in w for w in found.warnings)
     assert quantize(tmp_path, path, feeds).report.outputs[0].lost_slices == ()
-
-
-@pytest.mark.parametrize("inputs", ["float[] x", "float[N,4,8,8] x"])
-def test_shapes_that_nobody_knows(tmp_path, inputs):
-    body = """
-        a = Conv <pads = [1, 1, 1, 1]> (x, w, b)
-        y = Reshape (a, form)
-    """
-    path = save(tmp_path, text(body, f"{inputs}, int64[K] form"), CONV)
-    feeds = [f | {"form": np.array([4, 64])} for f in samples(1, 4, 8, 8)]
-    result = quantize(tmp_path, path, feeds, check=[*feeds[:1], feeds[1] | {"form": np.array([2, 2, 64])}])
-    assert integer(result) == {"Conv_0"}
-
-
-def test_an_output_declared_with_the_wrong_rank(tmp_path):
-    body = """
-        a = Conv <pads = [1, 1, 1, 1]> (x, w, b)
-        y = Identity (a)
-    """
-    path = save(tmp_path, text(body, outputs="float y"), CONV)
-    assert integer(quantize(tmp_path, path, samples(1, 4, 8, 8))) == {"Conv_0"}
-
-
-@pytest.mark.parametrize("shape", [(), (1,), (8,), (1, 8), (3, 1), (3, 8)])
-@pytest.mark.parametrize("method", ["static", "dynamic"])
-def test_a_bias_of_any_shape(tmp_path, shape, method):
-    """Verification warns when onnxruntime runs in float what was meant as integer, as QGemm does without a vector."""
-    inits = {"w": draw(16, 8), "b": np.asarray(draw(*shape), np.float32)}
-    path = save(tmp_path, text("y = Gemm <beta = 2.0> (x, w, b)", "float[3,16] x"), inits)
-    result = quantize(tmp_path, path, samples(3, 16), method=method)
-    assert integer(result) == {"Gemm_0"}
-    assert result.report.warnings == ()
-
-
-def test_a_bias_that_comes_with_the_sample(tmp_path):
-    path = save(tmp_path, text("y = Gemm (x, w, b)", "float[3,16] x, float[3,8] b"), {"w": draw(16, 8)})
-    result = quantize(tmp_path, path, [f | {"b": draw(3, 8)} for f in samples(3, 16)])
-    assert integer(result) == {"Gemm_0"}
-    assert result.report.warnings == ()
-
-
-def test_an_infinite_weight_keeps_its_node_float_and_says_so(tmp_path):
-    weight = draw(16, 8)
-    weight[3, 3] = np.inf
-    body = "a = MatMul (x, good) y = MatMul (a, w)"
-    path = save(tmp_path, text(body, "float[N,16] x"), {"good": draw(16, 16), "w": weight})
-    result = edgeq.quantize(path, "x86_64", samples(3, 16), tmp_path / "out", check=False)
-    assert integer(result) == {"MatMul_0"}
-    assert {n.name: n.reason for n in result.report.nodes.float}["MatMul_1"]
-    assert ort.InferenceSession(str(result.artifact)).run(None, samples(3, 16)[0])[0].shape == (3, 8)
-
-
-@pytest.mark.parametrize("outputs", ["float[] y, float[4,4,3,3] w", "float[] y, float[N,4,8,8] x"])
-def test_a_weight_or_an_input_is_an_output(tmp_path, outputs):
-    path = save(tmp_path, text("y = Conv <pads = [1, 1, 1, 1]> (x, w, b)", outputs=outputs), CONV)
-    assert integer(quantize(tmp_path, path, samples(1, 4, 8, 8))) == {"Conv_0"}
