@@ -141,18 +141,25 @@ def _true_identities(model: ir.Model) -> None:
 
 
 def _restore_outputs(model: ir.Model, wanted: list[str]) -> None:
-    """Give every output its own value and name again: Identity elimination merges outputs that are equal."""
-    graph = model.graph
-    inputs = {value.name for value in graph.inputs}
-    for index, name in enumerate(wanted):
-        value = graph.outputs[index]
-        if name in inputs or name in wanted[:index]:
-            continue
-        if value.is_graph_input() or value in graph.outputs[:index]:
-            copy = make_node("Identity", [value], "", value.dtype, value.shape)
-            graph.append(copy)
-            graph.outputs[index] = copy.outputs[0]
-    for value, name in zip(graph.outputs, wanted, strict=True):
+    """Give every output its own value, and the model's own outputs their names, after Identity elimination.
+
+    That merges outputs that are equal, and lets a body give a value of the graph around it, which ONNX forbids.
+    Runtimes compute nonsense when the body of a loop names one value twice.
+    """
+    names = Names(model)
+    inputs = {value.name for value in model.graph.inputs}
+    for graph in all_graphs(model):
+        main = graph is model.graph
+        for index, value in enumerate(list(graph.outputs)):
+            if main and (wanted[index] in inputs or wanted[index] in wanted[:index]):
+                continue
+            producer = value.producer()
+            here = value.name in graph.initializers if producer is None else producer.graph is graph
+            if value in graph.outputs[:index] or not here:
+                copy = make_node("Identity", [value], names.new(f"{value.name}_copy"), value.dtype, value.shape)
+                graph.append(copy)
+                graph.outputs[index] = copy.outputs[0]
+    for value, name in zip(model.graph.outputs, wanted, strict=True):
         value.name = name
 
 

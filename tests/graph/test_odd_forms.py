@@ -62,3 +62,40 @@ def test_an_infinite_weight_keeps_its_node_float_and_says_so(tmp_path):
 def test_a_weight_or_an_input_is_an_output(tmp_path, outputs):
     path = save(tmp_path, text("y = Conv <pads = [1, 1, 1, 1]> (x, w, b)", outputs=outputs), CONV)
     assert integer(quantize(tmp_path, path, samples(1, 4, 8, 8))) == {"Conv_0"}
+
+
+@pytest.mark.parametrize("method", ["static", "dynamic"])
+def test_a_loop_body_whose_state_is_also_its_output(tmp_path, method):
+    body = """
+        start = ReduceSum <keepdims = 0> (x, axis)
+        last, y = Scan <num_scan_inputs = 1, body = step (float[16] s, float[16] xi) => (float[16] so, float[16] yo) {
+            t = Unsqueeze (xi, axis)
+            m = MatMul (t, w)
+            q = Squeeze (m, axis)
+            so = Add (s, q)
+            yo = Identity (so)
+        }> (start, x)
+    """
+    inits = {"w": draw(16, 16), "axis": np.array([0])}
+    path = save(tmp_path, text(body, "float[6,16] x"), inits)
+    result = quantize(tmp_path, path, samples(6, 16), method=method)
+    found = {n.op: (n.decision, n.reason) for n in result.plan.nodes}["MatMul"]
+    assert found[0] == ("float" if method == "static" else "dynamic")
+    assert method == "dynamic" or "in the body of a Scan" in found[1]
+
+
+@pytest.mark.parametrize("inner", ["p", "r"])
+def test_an_if_that_passes_on_what_was_computed_before_it(tmp_path, inner):
+    body = f"""
+        p = Conv <pads = [1, 1, 1, 1]> (x, w, b)
+        r = Relu (p)
+        top = ReduceMean <keepdims = 0> (x)
+        c = Greater (top, zero)
+        v = If (c) <
+            then_branch = yes () => (float[N,4,8,8] to) {{ to = Identity ({inner}) }},
+            else_branch = no () => (float[N,4,8,8] eo) {{ eo = Conv <pads = [1, 1, 1, 1]> (r, w, b) }}
+        >
+        y = Neg (v)
+    """
+    path = save(tmp_path, text(body), CONV | {"zero": np.float32(0)})
+    assert "Conv_0" in integer(quantize(tmp_path, path, samples(1, 4, 8, 8)))
