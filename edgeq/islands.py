@@ -190,9 +190,9 @@ class _Islands:
             return
         bias, act = node.inputs[2], node.inputs[0]
         shape = static_shape(bias)
-        if bias is None or act is None or not is_constant(bias) or act.name not in planned or not shape:
+        if bias is None or act is None or not is_constant(bias) or act.name not in planned:
             return
-        if len(shape) == 1:
+        if shape is not None and len(shape) == 1:
             yield BiasPlan(node.name or "", 2, bias.name or "", act.name or "")
 
 

@@ -305,22 +305,18 @@ def verify_files(
     if missing:
         raise ModelError(f"{right}: has input {missing[0]!r}, which {left} does not: these are different models")
 
-    def run(shared: list[tuple[str, str, str]]) -> Verification:
-        return verify(
-            left,
-            right,
-            aim,
-            dataset,
-            labels=labels,
-            metric=metric,
-            budget=budget,
-            layers=shared,
-            progress=lambda n: progress("verify", n, dataset.count),
-        )
-
-    shared = shared_layers(source, made)
-    found = run(shared if layers else [])
-    return run(shared) if found.failures and not layers else found
+    return verify(
+        left,
+        right,
+        aim,
+        dataset,
+        labels=labels,
+        metric=metric,
+        budget=budget,
+        layers=shared_layers(source, made),
+        layers_on_failure=not layers,
+        progress=lambda n: progress("verify", n, dataset.count),
+    )
 
 
 def shared_layers(reference: ir.Model, quantized: ir.Model) -> list[tuple[str, str, str]]:

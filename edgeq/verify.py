@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeq.data import Dataset
+from edgeq.data import Dataset, load_object
 from edgeq.errors import CalibrationError, EdgeqError, RecipeError, VerifyError
 from edgeq.numerics.metrics import Drift
 from edgeq.registry import load
@@ -85,8 +85,6 @@ def scores(data: Dataset, labels: str | None, metric: str | MetricFunction | Non
             )
         return _Scores(labels=np.asarray(data.extras[labels]), label_name=labels)
     if metric is not None:
-        from edgeq.data import load_object
-
         function = load_object(metric) if isinstance(metric, str) else metric
         if not callable(function):
             raise CalibrationError(f"metric {metric!r} is a {type(function).__name__}; give a function")
@@ -106,12 +104,14 @@ def verify(
     metric: str | MetricFunction | None = None,
     budget: Budget | None = None,
     layers: Sequence[tuple[str, str, str]] = (),
+    layers_on_failure: bool = False,
     threads: int = 1,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Verification:
     """Measure the artifact against the reference on the target's runtime, or on its stand-in where that is missing.
 
-    layers: (node, op, value) triples whose value is compared in both models. A budget that is not met is written
+    layers: (node, op, value) triples whose value is compared in both models; layers_on_failure: only when the budget
+    is not met. A budget that is not met is written
     into `failures`; nothing is raised for it. Raises CalibrationError, ModelError, RecipeError, VerifyError.
     """
     if budget is not None and budget.max_drop is not None and labels is None and metric is None:
@@ -126,15 +126,13 @@ def verify(
     try:
         drifts, samples = _compare(float_session, session, data, judged, progress)
         found = tuple(_drift(name, drift) for name, drift in drifts.items())
-        timed = runner.TIMED and getattr(float_runner, "TIMED", False)
         runtime = Runtime(
             runner.TITLE,
             runner.version(),
-            session.latency_ms if timed else None,
-            float_session.latency_ms if timed else None,
+            session.latency_ms if runner.TIMED else None,
+            float_session.latency_ms if runner.TIMED else None,
         )
-        levels, level_warnings = _levels(reference, quantized, float_session, data, target, threads)
-        layer_drifts = _layers(reference, quantized, layers, data, threads) if layers else ()
+        levels, level_warnings = _levels(quantized, float_session, data, target, threads)
     finally:
         float_session.close()
         session.close()
@@ -148,6 +146,8 @@ def verify(
     warnings += [f"node {name} is quantized but onnxruntime runs it in float" for name in placed.float]
     scored = judged.result(data.extras)
     failures = _failures(found, scored, budget or Budget())
+    wanted = layers if failures or not layers_on_failure else ()
+    layer_drifts = _layers(reference, quantized, wanted, data, threads) if wanted else ()
     return Verification(samples, found, runtime, scored, levels, layer_drifts, tuple(warnings), failures)
 
 
@@ -193,7 +193,7 @@ def _drift(name: str, drift: Drift) -> OutputDrift:
 
 
 def _levels(
-    reference: Path, quantized: Path, float_session: Session, data: Dataset, target: Target, threads: int
+    quantized: Path, float_session: Session, data: Dataset, target: Target, threads: int
 ) -> tuple[dict[str, float | None], list[str]]:
     """The worst output SQNR at each optimization level of onnxruntime, over a few samples."""
     runner = load("edgeq.runners", "cpu")

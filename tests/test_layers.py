@@ -23,7 +23,7 @@ FLOORS = (
     {"graph", "recipe", "target", "data"},
     {"weights", "calibrate", "intops"},
     {"numerics"},
-    {"types", "errors", "registry"},
+    {"types", "errors", "registry", "files"},
 )
 LEVEL = {unit: -depth for depth, floor in enumerate(FLOORS) for unit in floor}
 
@@ -37,6 +37,7 @@ SIDEWAYS = (
     ("costs", "plan"),
     ("recipe", "target"),
     ("registry", "errors"),
+    ("files", "errors"),
 )
 
 MATHEMATICS = {"numerics", "weights", "calibrate", "intops"}

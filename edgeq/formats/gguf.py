@@ -14,7 +14,6 @@ from __future__ import annotations
 import mmap
 import os
 import struct
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from edgeq.errors import ModelError
+from edgeq.files import replacing
 from edgeq.numerics.gguf import KINDS, dequantize, kind_of, quantize
 
 MAGIC, VERSION = b"GGUF", 3
@@ -239,21 +239,10 @@ def write(path: str | os.PathLike[str], metadata: Mapping[str, Value], tensors: 
         header.append(_string(t.name) + dims + struct.pack("<IQ", kind_of(t.kind).number, offset))
         sizes.append((rows, width))
         offset += -(-rows * width // ALIGNMENT) * ALIGNMENT
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".gguf")
-    except OSError as error:
-        raise ModelError(f"{path}: can't be written ({error.strerror}); choose another output folder") from None
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            _padded(stream, b"".join(header))
-            for t, (rows, width) in zip(sources, sizes, strict=True):
-                _padded(stream, _encode(t, rows, width).tobytes())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ModelError(f"{path}: can't be written ({error.strerror}); choose another output folder") from None
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    with replacing(path) as temporary, open(temporary, "wb") as stream:
+        _padded(stream, b"".join(header))
+        for t, (rows, width) in zip(sources, sizes, strict=True):
+            _padded(stream, _encode(t, rows, width).tobytes())
 
 
 def _encode(t: Source, rows: int, width: int) -> np.ndarray:

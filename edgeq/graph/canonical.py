@@ -55,9 +55,7 @@ def _mean(node: ir.Node, graph: ir.Graph, names: Names) -> bool:
             name=names.new(f"{node.name}_flat"),
         )
         graph.insert_before(node, last)
-    name = out.name
     replace(node, last.outputs[0])
-    last.outputs[0].name = name
     return True
 
 

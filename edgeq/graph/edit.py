@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,11 +76,6 @@ def make_node(
     return node
 
 
-def insert_before(node: ir.Node, *new: ir.Node) -> None:
-    assert node.graph is not None
-    node.graph.insert_before(node, list(new))
-
-
 def insert_after(value: ir.Value, graph: ir.Graph, *new: ir.Node) -> None:
     """Put nodes directly behind the producer of `value`; at the graph's start for inputs and initializers."""
     producer = value.producer()
@@ -95,16 +90,19 @@ def insert_after(value: ir.Value, graph: ir.Graph, *new: ir.Node) -> None:
 
 
 def replace(node: ir.Node, value: ir.Value) -> None:
-    """Let `value` take the place of the node's only output, graph outputs and their names included."""
+    """Let `value` take the place, and where it can the name, of the node's only output, graph outputs included.
+
+    Plans and reports speak of values by name, so a rewrite keeps it. Raises ModelError when a graph output would
+    have to be named after a value that can't change its own name.
+    """
     old = node.outputs[0]
-    if old.is_graph_output():
-        old_name, value_name = old.name, value.name
-        if value.is_graph_output() or value.producer() is None:
-            raise ModelError(f"node {node.name!r}: its output {old_name!r} can't be renamed to {value_name!r}")
-        old.name = f"{old_name}_replaced"
-        value.name = old_name
+    if value.producer() is not None and not value.is_graph_output():
+        name, old.name = old.name, f"{old.name}_replaced"
+        value.name = name
         if value.shape is None:
             value.shape = old.shape
+    elif old.is_graph_output():
+        raise ModelError(f"node {node.name!r}: its output {old.name!r} can't be renamed to {value.name!r}")
     old.replace_all_uses_with(value, replace_graph_outputs=True)
     remove(node)
 
@@ -129,6 +127,14 @@ def all_graphs(model: ir.Model) -> Iterator[ir.Graph]:
     yield from model.graph.subgraphs()
 
 
+def values_of(graph: ir.Graph) -> Iterator[ir.Value]:
+    """The inputs, initializers and node outputs of a graph, not those of its subgraphs."""
+    yield from list(graph.inputs)
+    yield from list(graph.initializers.values())
+    for node in graph:
+        yield from node.outputs
+
+
 def drop_unused_initializers(model: ir.Model) -> bool:
     """Remove initializers that no node reads and no output names."""
     changed = False
@@ -150,11 +156,3 @@ def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
 
 def rank(value: ir.Value | None) -> int | None:
     return None if value is None or value.shape is None else len(value.shape)
-
-
-def float_dtype(value: ir.Value | None) -> bool:
-    return value is not None and value.dtype == ir.DataType.FLOAT
-
-
-def names_of(values: Iterable[ir.Value | None]) -> list[str]:
-    return [v.name or "" for v in values if v is not None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgeq.graph.edit import Names, all_graphs, copied, make_node
+from edgeq.graph.edit import Names, all_graphs, copied, make_node, values_of
 
 HALF = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
 
@@ -43,7 +43,7 @@ def widen(model: ir.Model) -> bool:
         for value in list(graph.initializers.values()):
             if value.const_value is not None and value.const_value.dtype in HALF and id(value) not in kept:
                 value.const_value = _widened(value.const_value)
-        for value in [*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)]:
+        for value in values_of(graph):
             if value.dtype in HALF and id(value) not in kept:
                 value.type = ir.TensorType(ir.DataType.FLOAT)
         for node in graph:
@@ -72,8 +72,4 @@ def _widen_attributes(node: ir.Node, kept: set[int]) -> None:
 
 
 def _holds_half(model: ir.Model) -> bool:
-    for graph in all_graphs(model):
-        for value in [*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)]:
-            if value.dtype in HALF:
-                return True
-    return False
+    return any(value.dtype in HALF for graph in all_graphs(model) for value in values_of(graph))

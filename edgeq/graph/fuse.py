@@ -12,8 +12,8 @@ import onnx_ir as ir
 
 from edgeq.graph.edit import Names, add_initializer, all_graphs, constant, remove, sole_consumer
 
-# op -> (index of the weight, axis of its output channels, index of the bias or None)
 _GELU = ("Mul", "Add", "Erf", "Tanh")
+# op -> (index of the weight, axis of its output channels, index of the bias or None)
 LINEAR = {"Conv": (1, 0, 2), "ConvTranspose": (1, 1, 2), "Gemm": (1, 0, 2), "MatMul": (1, -1, None)}
 
 
@@ -62,17 +62,15 @@ def _fold_next(node: ir.Node, names: Names) -> bool:
 
 
 def _fold_previous(node: ir.Node, names: Names) -> bool:
-    weight_index, _, _ = LINEAR[node.op_type]
+    weight_index = LINEAR[node.op_type][0]
     source, weight = node.inputs[0], constant(node.inputs[weight_index])
     before = source.producer() if source is not None else None
     if weight is None or before is None or source is None or not _plain(node) or before.graph is not node.graph:
         return False
-    if sole_consumer(source) is not node or before.op_type not in ("Mul", "Div", "Add", "Sub"):
+    if sole_consumer(source) is not node or before.op_type not in ("Mul", "Div") or _ends_gelu(before):
         return False
     data, step = _operand(before)
-    if _ends_gelu(before):
-        return False
-    if data is None or step is None or step.size != 1 or data.dtype != source.dtype or before.op_type in ("Add", "Sub"):
+    if data is None or step is None or step.size != 1 or data.dtype != source.dtype:
         return False
     factor = float(step.reshape(())) if before.op_type == "Mul" else 1.0 / float(step.reshape(()))
     if not np.isfinite(factor) or factor == 0 or step.ndim > max(len(data.shape or ()), 1):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from onnx_ir import external_data
 from onnx_ir.passes.common import CheckerPass
 
 from edgeq.errors import ModelError
+from edgeq.files import replacing
 
 PROTOBUF_LIMIT = 2**31 - 1
 INLINE_LIMIT = 1_900_000_000  # protobuf's 2 GiB less room for the graph itself
@@ -73,16 +73,8 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
     big = weight_bytes(model) > INLINE_LIMIT
     if not big:
         to_memory(model)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".onnx")
-    os.close(handle)
-    try:
+    with replacing(path) as temporary:
         ir.save(model, temporary, external_data=f"{path.name}.data" if big else None, size_threshold_bytes=1024)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ModelError(f"{path}: can't be written ({error.strerror}); choose another output folder") from None
-    finally:
-        Path(temporary).unlink(missing_ok=True)
 
 
 def files(path: str | os.PathLike[str]) -> list[Path]:
@@ -129,7 +121,7 @@ def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 
     graphs = [model.graph, *model.graph.subgraphs()]
     for function in model.functions.values():
-        graphs += list(function.graph.subgraphs()) if hasattr(function.graph, "subgraphs") else []
+        graphs += function.graph.subgraphs()
     for graph in graphs:
         for value in graph.initializers.values():
             if new(value.const_value):

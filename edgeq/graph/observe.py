@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from edgeq.errors import ModelError
 from edgeq.graph import io
-from edgeq.graph.edit import Names, all_graphs, make_node
+from edgeq.graph.edit import Names, all_graphs, make_node, values_of
 
 
 def observable(model: Path, names: Iterable[str], folder: Path) -> tuple[Path, dict[str, str]]:
@@ -23,7 +23,7 @@ def observable(model: Path, names: Iterable[str], folder: Path) -> tuple[Path, d
     Raises ModelError for a name that the model doesn't have, or that is in the body of a Loop or Scan.
     """
     graph_model = io.load(model)
-    values = {v.name: v for g in all_graphs(graph_model) for v in [*g.inputs, *(o for n in g for o in n.outputs)]}
+    values = {v.name: v for g in all_graphs(graph_model) for v in values_of(g)}
     owners = {
         id(body): node
         for graph in all_graphs(graph_model)

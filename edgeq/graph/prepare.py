@@ -20,7 +20,7 @@ from onnxscript.version_converter import convert_version
 
 from edgeq.errors import ModelError
 from edgeq.graph.canonical import canonicalize
-from edgeq.graph.edit import Names, all_graphs, constant, drop_unused_initializers, make_node, rank
+from edgeq.graph.edit import Names, all_graphs, constant, drop_unused_initializers, make_node, rank, values_of
 from edgeq.graph.float16 import widen
 from edgeq.graph.fuse import LINEAR, fold_affine
 from edgeq.graph.io import PROTOBUF_LIMIT, one_line, weight_bytes
@@ -197,7 +197,7 @@ def _name(model: ir.Model) -> None:
     nodes: set[str] = set()
     names = Names(model)
     for graph in all_graphs(model):
-        for value in [*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)]:
+        for value in values_of(graph):
             if value.name in values and graph is not model.graph:
                 value.name = names.new(value.name or "value")
             values.add(value.name or "")

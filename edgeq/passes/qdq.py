@@ -18,6 +18,7 @@ from edgeq.graph.edit import (
     insert_after,
     is_constant,
     make_node,
+    values_of,
 )
 from edgeq.numerics.affine import quantize
 from edgeq.plan import STORED, Plan, ValuePlan
@@ -50,7 +51,7 @@ def codes_tensor(tensor: QTensor, name: str) -> ir.TensorProtocol:
 
 
 def zero_point_array(params: QParams, dtype: str) -> np.ndarray:
-    return params.zero_point.astype(_PACKED.get(dtype, np.dtype(dtype) if dtype not in _PACKED else None))
+    return params.zero_point.astype(_PACKED.get(dtype) or np.dtype(dtype))
 
 
 def granularity_attributes(params: QParams) -> dict[str, int]:
@@ -69,7 +70,7 @@ class _Writer:
         self.nodes = {node.name or "": node for graph in all_graphs(model) for node in graph}
         self.values: dict[str, ir.Value] = {}
         for graph in all_graphs(model):
-            for value in [*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)]:
+            for value in values_of(graph):
                 self.values.setdefault(value.name or "", value)
         self.params: dict[str, tuple[ir.Value, ir.Value]] = {}
         self.constants: dict[tuple[ir.Value, int], tuple[ir.Value, ir.Value, ir.Value | None]] = {}

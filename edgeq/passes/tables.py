@@ -60,6 +60,4 @@ def _store(
     rows = add("Gather", [codes, ids], "codes", codes.dtype, out.shape, axis=0)
     real = add("Cast", [rows], "real", ir.DataType.FLOAT, out.shape, to=int(ir.DataType.FLOAT))
     scales = add("Gather", [scale_value, ids], "scales", ir.DataType.FLOAT, column, axis=0)
-    product = add("Mul", [real, scales], "rows", ir.DataType.FLOAT, out.shape)
-    replace(node, product)
-    product.name = base  # the plan speaks of the value by this name
+    replace(node, add("Mul", [real, scales], "rows", ir.DataType.FLOAT, out.shape))

@@ -101,7 +101,7 @@ class CpuSession:
         try:
             arrays = session.run(list(names), dict(feeds))
         except Exception as error:  # onnxruntime has no common base for its errors
-            self._explain(feeds)
+            check_feeds(self.inputs, feeds, self._optional)  # names the feeds when they are at fault
             raise ModelError(f"{self.model}: onnxruntime failed to run it ({one_line(error)})") from None
         self._times.append(time.perf_counter() - began)
         return dict(zip(names, arrays, strict=True))
@@ -120,10 +120,6 @@ class CpuSession:
             folder = Path(tempfile.mkdtemp(dir=self._work.name))
             self._tapped[names] = self._open(tapping.with_taps(self.model, names, folder))
         return self._tapped[names]
-
-    def _explain(self, feeds: Feeds) -> None:
-        """Raise CalibrationError when the feeds, not the model, are at fault."""
-        check_feeds(self.inputs, feeds, self._optional)
 
 
 def check_feeds(inputs: dict[str, tuple[str, tuple[Any, ...]]], feeds: Feeds, optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]

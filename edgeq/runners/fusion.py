@@ -9,10 +9,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgeq.errors import ModelError
 from edgeq.graph.edit import all_graphs
-from edgeq.graph.io import one_line
-from edgeq.runners import cpu
+from edgeq.runners import cpu, taps
 from edgeq.target import Target
 
 FLOAT_FORMS = {
@@ -39,10 +37,7 @@ def placement(model: Path, target: Target) -> Placement:
             model, optimization="all", save_optimized=str(path), config=dict(target.session_config)
         )
         session.close()
-        try:
-            optimized = ir.load(path)
-        except Exception as error:  # protobuf and onnx-ir raise their own kinds
-            raise ModelError(f"{model}: the graph onnxruntime made of it can't be read ({one_line(error)})") from None
+        optimized = taps.load(path)
         kernels: Counter[str] = Counter()
         by_name: dict[str, str] = {}
         for graph in all_graphs(optimized):
@@ -55,7 +50,7 @@ def placement(model: Path, target: Target) -> Placement:
                 for output in node.outputs:
                     by_name.setdefault(f"output {output.name}", kind)
     wrong = []
-    for node in quantized_nodes(ir.load(model), target):
+    for node in quantized_nodes(taps.load(model), target):
         forms = FLOAT_FORMS.get(node.op_type, {node.op_type})
         seen = by_name.get(node.name or "") or by_name.get(f"output {node.outputs[0].name}")
         if seen in forms:

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgeq.errors import ModelError
+from edgeq.graph.io import one_line
 
 
 def load(path: Path) -> ir.Model:
@@ -16,7 +17,7 @@ def load(path: Path) -> ir.Model:
     try:
         return ir.load(path)
     except Exception as error:  # protobuf, onnx-ir and the file system each raise their own kinds
-        raise ModelError(f"{path}: not a readable ONNX model: {' '.join(str(error).split())[:200]}") from error
+        raise ModelError(f"{path}: not a readable ONNX model: {one_line(error)}") from error
 
 
 def external(model: ir.Model) -> list[ir.ExternalTensor]:
