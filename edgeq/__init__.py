@@ -17,7 +17,7 @@ _LAZY = {
     "prepare": ("edgeq.graph.prepare", "prepare"),
     "plan": ("edgeq.pipeline", "plan_file"),
     "quantize": ("edgeq.pipeline", "quantize"),
-    "verify": ("edgeq.pipeline", "verify_files"),
+    "verify": ("edgeq.verification", "verify_files"),
     "Recipe": ("edgeq.recipe", "Recipe"),
     "QSpec": ("edgeq.types", "QSpec"),
     "EdgeqError": ("edgeq.errors", "EdgeqError"),

@@ -90,7 +90,8 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One runtime on one kind of machine.
 
     runner: the module of `edgeq/runners` that executes its artifacts; stand_in: the runner that verifies where
-    that one is not installed. dedicated_pairs: each reader gets a Q-DQ pair of its own.
+    that one is not installed. format: `edgeq/formats/FORMAT_artifact.py` writes them. dedicated_pairs: each reader
+    gets a Q-DQ pair of its own.
     passes_before, passes_after: modules of `edgeq/passes` with `rewrite(model)`, run on the prepared model and on the
     quantized one, for the runtime's own sake.
     """
@@ -100,7 +101,7 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     runner: str
     extends: str = ""
     stand_in: str = "cpu"
-    format: Literal["qdq"] = "qdq"
+    format: str = "onnx"
     opset: int = 17
     runner_options: dict[str, str] = {}
     session_config: dict[str, str] = {}

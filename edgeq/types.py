@@ -8,6 +8,7 @@ integers together with those numbers. The affine mapping is that of ONNX Quantiz
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,3 +137,11 @@ class Solution:
     groups: dict[str, QParams]
     weights: dict[tuple[str, int], QTensor]
     biases: dict[str, QTensor]
+
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with a step's name, how far it is, and of how many (None where that is not known)."""
+
+
+def silent(step: str, done: int, total: int | None) -> None:
+    """The Progress that shows nothing."""

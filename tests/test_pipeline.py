@@ -13,6 +13,7 @@ from edgeq import pipeline
 from edgeq.data import open_data
 from edgeq.errors import EdgeqError
 from edgeq.recipe import Recipe
+from edgeq.verification import verify_files
 
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_models"
 DIGITS, CALIB, EVAL = SAMPLES / "digits.onnx", str(SAMPLES / "digits_calib.npz"), str(SAMPLES / "digits.npz")
@@ -116,4 +117,4 @@ def test_two_different_models_are_not_compared(tmp_path):
         node.input[:] = ["picture" if name == "input" else name for name in node.input]
     onnx.save(other, tmp_path / "other.onnx")
     with pytest.raises(EdgeqError, match="has input 'picture'"):
-        pipeline.verify_files(DIGITS, tmp_path / "other.onnx", "x86_64", open_data(CALIB, {"input": None}))
+        verify_files(DIGITS, tmp_path / "other.onnx", "x86_64", open_data(CALIB, {"input": None}))

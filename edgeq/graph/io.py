@@ -149,3 +149,12 @@ def _check_external(model: Path, tensor: ir.ExternalTensor) -> None:
     length = tensor.length if tensor.length is not None else tensor.nbytes
     if offset < 0 or length < tensor.nbytes or offset + length > target.stat().st_size:
         raise ModelError(f"{where} of {target.stat().st_size} bytes, but needs {tensor.nbytes} at {offset}: truncated")
+
+
+def input_shapes(model: ir.Model) -> dict[str, tuple[int | None, ...] | None]:
+    """Names and shapes of the inputs that a caller must give."""
+    return {
+        v.name or "": None if v.shape is None else tuple(d if isinstance(d, int) else None for d in v.shape)
+        for v in model.graph.inputs
+        if v.name not in model.graph.initializers
+    }

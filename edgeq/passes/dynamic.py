@@ -23,9 +23,15 @@ from edgeq.graph.edit import (
 )
 from edgeq.numerics.affine import storage_dtype
 from edgeq.plan import DYNAMIC, Plan
+from edgeq.target import Target
 from edgeq.types import QTensor, Solution
 
 FLOAT, INT32 = ir.DataType.FLOAT, ir.DataType.INT32
+
+
+def apply(model: ir.Model, plan: Plan, solution: Solution, target: Target) -> ir.Model:
+    """A dynamic plan's numbers, in place."""
+    return make_dynamic(model, plan, solution)
 
 
 def make_dynamic(model: ir.Model, plan: Plan, solution: Solution) -> ir.Model:

@@ -22,9 +22,15 @@ from edgeq.graph.edit import (
 )
 from edgeq.numerics.affine import quantize
 from edgeq.plan import STORED, Plan, ValuePlan
+from edgeq.target import Target
 from edgeq.types import PerBlock, PerChannel, QParams, QTensor, Solution
 
 _PACKED = {"int4": ml_dtypes.int4, "uint4": ml_dtypes.uint4, "int2": ml_dtypes.int2, "uint2": ml_dtypes.uint2}
+
+
+def apply(model: ir.Model, plan: Plan, solution: Solution, target: Target) -> ir.Model:
+    """A static plan's numbers, in place, as the target wants them."""
+    return insert_qdq(model, plan, solution, target.dedicated_pairs)
 
 
 def insert_qdq(model: ir.Model, plan: Plan, solution: Solution, dedicated: bool = False) -> ir.Model:

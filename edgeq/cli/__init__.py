@@ -1,0 +1,63 @@
+"""The command line. Exit codes: 0 fine, 1 verification failed, 2 bad usage or input.
+
+One command a file, named as the command. Each imports what it needs when it runs, so that `--help` is immediate.
+"""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from edgeq import __version__
+from edgeq.cli.say import complain, print_line
+from edgeq.errors import EdgeqError
+
+COMMANDS = ("export", "inspect", "plan", "quantize", "verify", "targets", "methods", "doctor")
+"""In the order of the help."""
+
+app = typer.Typer(
+    help="Takes a trained model to the artifact that an edge target really executes, and proves it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Run the command line; every deliberate error is one line on stderr."""
+    signal.signal(signal.SIGTERM, _interrupt)  # so that a polite kill tidies up as Ctrl-C does
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except EdgeqError as error:
+        complain(str(error))
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        complain("interrupted; nothing was written")
+        sys.exit(130)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # click's usage errors have it, whichever click typer carries
+            raise
+        complain(error.format_message())
+        sys.exit(2)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print_line(__version__)
+        raise typer.Exit
+
+
+for name in COMMANDS:
+    app.command()(getattr(importlib.import_module(f"edgeq.cli.{name}"), name))

@@ -1,0 +1,59 @@
+"""`edgeq quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgeq.cli.options import AsJson, Labels, MaxDrop, MetricSpec, MinSqnr, Model, Quiet, TargetOrRecipes
+from edgeq.cli.say import judge, print_line, progress, show
+
+
+def quantize(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
+    target: TargetOrRecipes = None,
+    calib: Annotated[str | None, typer.Option(help="Calibration data: .npz, folder, or MODULE:CALLABLE.")] = None,
+    eval_data: Annotated[
+        str | None, typer.Option("--eval", help="Data to verify on; default: the calibration data.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="static or dynamic.")] = None,
+    calibrator: Annotated[str | None, typer.Option(help="A calibrator of `edgeq methods`.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="A recipe.toml; options given beside it win.")] = None,
+    labels: Labels = None,
+    metric: MetricSpec = None,
+    max_drop: MaxDrop = None,
+    min_sqnr: MinSqnr = None,
+    check: Annotated[bool, typer.Option("--verify/--no-verify", help="Run the result against the float model.")] = True,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Quantize a model for a target, verify it there, and write model.onnx, recipe.toml and report.json."""
+    from edgeq import pipeline
+    from edgeq.report.schema import dump
+    from edgeq.report.tables import failure_table, result_table
+    from edgeq.verify import Budget
+
+    with progress(quiet or as_json) as advance:
+        result = pipeline.quantize(
+            model,
+            target,
+            calib,
+            output,
+            recipe=recipe,
+            method=method,
+            calibrator=calibrator,
+            eval_data=eval_data,
+            labels=labels,
+            metric=metric,
+            budget=Budget(max_drop, min_sqnr),
+            check=check,
+            progress=advance,
+        )
+    if as_json:
+        print_line(dump(result.report).decode().rstrip())
+    elif not quiet:
+        show(result_table(result.report, result.folder))
+    judge(result.report.verification, failure_table, quiet or as_json)

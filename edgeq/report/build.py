@@ -1,0 +1,66 @@
+"""Put together what `report.json` says."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgeq.graph import io
+from edgeq.plan import BRIDGE, DYNAMIC, FLOAT, FOLDED, INTEGER, Plan
+from edgeq.recipe import Recipe
+from edgeq.report.schema import FileInfo, FloatNode, Nodes, Report, Verification
+from edgeq.target import Target
+
+# Nodes that compute shapes, move data or hold no arithmetic: their being float is expected and costs nothing.
+QUIET = ("Shape", "Constant", "Cast", "Identity", "Gather", "ConstantOfShape", "Range", "If", "Loop", "Scan")
+
+
+def build(
+    path: Path,
+    artifact: Path,
+    target: Target,
+    recipe: Recipe,
+    made: Plan,
+    about: dict[str, Any],
+    verification: Verification | None,
+) -> Report:
+    """The report of an artifact file that was made from the model file `path`. about: what to say of the data."""
+    listed = tuple(
+        FloatNode(n.name, n.op, n.reason) for n in made.nodes if n.decision in (FLOAT, BRIDGE) and n.op not in QUIET
+    )
+    integer = sum(n.decision in (INTEGER, FOLDED, DYNAMIC) for n in made.nodes)
+    warnings = list(verification.warnings) if verification else []
+    return Report(
+        model=_file_info(path, path.name),
+        artifact=_file_info(artifact, artifact.name),
+        target=target.name,
+        recipe=msgspec.to_builtins(recipe),
+        versions=versions(),
+        nodes=Nodes(len(made.nodes), integer, listed),
+        calibration=about,
+        outputs=verification.outputs if verification else (),
+        runtime=verification.runtime if verification else None,
+        metric=verification.metric if verification else None,
+        warnings=tuple(warnings),
+        verification=verification,
+    )
+
+
+def _file_info(path: Path, name: str) -> FileInfo:
+    files = io.files(path)
+    return FileInfo(name, io.sha256(files), sum(f.stat().st_size for f in files))
+
+
+def versions() -> dict[str, str]:
+    """Of everything that can change the artifact."""
+    found = {"python": platform.python_version()}
+    for package in ("edgeq", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "ml_dtypes"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    return found

@@ -1,0 +1,72 @@
+"""Measure an artifact file against its reference, on a target's runtime."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from edgeq import target as targets
+from edgeq.data import open_data
+from edgeq.errors import ModelError
+from edgeq.graph import io
+from edgeq.report.schema import Verification
+from edgeq.target import Target
+from edgeq.types import Progress, silent
+from edgeq.verify import Budget, MetricFunction, verify
+
+
+def verify_files(
+    reference: str | os.PathLike[str],
+    quantized: str | os.PathLike[str],
+    target: str | Target = "x86_64",
+    data: Any = None,
+    *,
+    labels: str | None = None,
+    metric: str | MetricFunction | None = None,
+    budget: Budget | None = None,
+    layers: bool = False,
+    progress: Progress = silent,
+) -> Verification:
+    """Measure an artifact against its reference; see `edgeq.verify.verify`.
+
+    The worst layers are measured when asked for, and when the budget is not met.
+    """
+    left, right = Path(reference), Path(quantized)
+    aim = targets.load(target) if isinstance(target, str) else target
+    source, made = io.load(left), io.load(right)
+    dataset = open_data(data, io.input_shapes(source))
+    missing = [n for n in io.input_shapes(made) if n not in io.input_shapes(source)]
+    if missing:
+        raise ModelError(f"{right}: has input {missing[0]!r}, which {left} does not: these are different models")
+
+    return verify(
+        left,
+        right,
+        aim,
+        dataset,
+        labels=labels,
+        metric=metric,
+        budget=budget,
+        layers=shared_layers(source, made),
+        layers_on_failure=not layers,
+        progress=lambda n: progress("verify", n, dataset.count),
+    )
+
+
+def shared_layers(reference: ir.Model, quantized: ir.Model) -> list[tuple[str, str, str]]:
+    """(node, op, value) of float values that both main graphs compute under one name, Q and DQ aside."""
+    there = {
+        v.name
+        for n in reference.graph
+        for v in n.outputs
+        if v.dtype in (None, ir.DataType.FLOAT) and not v.is_graph_output()
+    }
+    return [
+        (n.name or "", n.op_type, v.name or "")
+        for n in quantized.graph
+        for v in n.outputs
+        if v.name in there and v.dtype == ir.DataType.FLOAT and n.op_type not in ("QuantizeLinear", "DequantizeLinear")
+    ]
