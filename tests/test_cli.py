@@ -262,14 +262,22 @@ def test_a_killed_run_leaves_the_old_artifact_whole(tmp_path):
         "    yield {'x': numpy.ones((1, 8), numpy.float32)}\n    print('reached', flush=True)\n    time.sleep(60)\n"
     )
     command[command.index(data)] = "slow:samples"
-    for sent, kept_clean in ((signal.SIGKILL, False), (signal.SIGTERM, True)):
+    work = set()
+    for sent, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 130)):
         env = os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"}
         child = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE)
         assert child.stdout.readline() == b"reached\n"
         time.sleep(0.1)
+        left, work = work, {p for p in out.iterdir() if p.is_dir()}
+        assert len(work) == 1  # its own: what the killed run left, the next one removed
+        assert not left & work
+        # A run beside it leaves the folder of a living one alone.
+        subprocess.run([*command[:5], "--calib", data, "-o", str(out), "-q"], check=True, cwd=ROOT)
+        assert work <= set(out.iterdir())
+        before = {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()}
         child.send_signal(sent)
-        assert child.wait(20) == (130 if kept_clean else -signal.SIGKILL)
+        assert child.wait(20) == code
         child.stdout.close()
         assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == before
         onnx.checker.check_model(onnx.load(out / "model.onnx"))
-        assert len([p for p in out.iterdir() if p.is_dir()]) == 1  # the killed run's, which nothing could tidy
+    assert not [p for p in out.iterdir() if p.is_dir()]

@@ -1,7 +1,12 @@
-"""The folder that receives the artifact: nothing in it is ever half written, and a failed run leaves it as it was."""
+"""The folder that receives the artifact: nothing in it is ever half written, and a failed run leaves it as it was.
+
+Each run works in a hidden folder that it holds locked. The kernel lets go of the lock when the run ends, however it
+ends, so the next run can tell what a killed one left from what another one is working in.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -10,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgeq.errors import EdgeqError
+
+SUFFIX = ".edgeq"
 
 
 @contextmanager
@@ -22,7 +29,7 @@ def work_folder(output: Path) -> Iterator[Path]:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         # An output folder that is there may be a mount point: only inside it can files be moved into place.
-        work = Path(tempfile.mkdtemp(dir=output if output.is_dir() else output.parent, prefix=f".{output.name}."))
+        work, lock = _claim(output if output.is_dir() else output.parent, f".{output.name}.")
     except OSError as error:
         raise EdgeqError(f"{output}: can't be written ({error.strerror}); choose another output folder") from None
     try:
@@ -31,9 +38,38 @@ def work_folder(output: Path) -> Iterator[Path]:
         raise EdgeqError(f"{error.filename or output}: {error.strerror}; free space or choose another folder") from None
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        os.close(lock)
         if not output.exists():
             for folder in new:
                 folder.rmdir()
+
+
+def _claim(parent: Path, prefix: str) -> tuple[Path, int]:
+    """A new, locked work folder and its lock; folders of the same prefix whose run is dead are removed first."""
+    turn = os.open(parent, os.O_RDONLY)
+    try:
+        _lock(turn, wait=True)  # no other run may find a folder between its making and its locking
+        for left in parent.iterdir():
+            if left.name.startswith(prefix) and left.name.endswith(SUFFIX) and left.is_dir() and not left.is_symlink():
+                lock = os.open(left, os.O_RDONLY)
+                if _lock(lock):
+                    shutil.rmtree(left, ignore_errors=True)
+                os.close(lock)
+        work = Path(tempfile.mkdtemp(dir=parent, prefix=prefix, suffix=SUFFIX))
+        lock = os.open(work, os.O_RDONLY)
+        _lock(lock)
+        return work, lock
+    finally:
+        os.close(turn)
+
+
+def _lock(folder: int, wait: bool = False) -> bool:
+    """Whether the lock was got: not when somebody has it, or the file system knows none."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def publish(work: Path, output: Path) -> None:
