@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -28,12 +28,40 @@ class Override(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         return (not self.ops or op in self.ops) and any(fnmatch.fnmatchcase(name, p) for p in self.nodes)
 
 
+class Preprocess(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How an image becomes the model's input: x = (pixel · scale - mean) / std, with pixels of 0 to 255.
+
+    resize: the length of the shorter side, or [height, width]; left out together with crop, the input's own. crop:
+    the centered square, or [height, width]. layout: left out, as the input's shape has it. mean, std: one number, or
+    one a channel in the order of `channels`. resample: a filter of pillow. dtype uint8 gives the pixels themselves.
+    """
+
+    resize: int | tuple[int, int] | None = None
+    crop: int | tuple[int, int] | None = None
+    scale: float = 1 / 255
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    channels: Literal["rgb", "bgr", "gray"] = "rgb"
+    layout: Literal["NCHW", "NHWC"] | None = None
+    resample: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = "bilinear"
+    dtype: Literal["float32", "uint8"] = "float32"
+
+    def __post_init__(self) -> None:
+        sizes = [n for size in (self.resize, self.crop) if size for n in (size if isinstance(size, tuple) else [size])]
+        if min(sizes, default=1) < 1 or 0 in (self.resize, self.crop):
+            raise ValueError("resize and crop are lengths of at least 1 pixel")
+        if not self.std or not self.mean or min(self.std) <= 0:
+            raise ValueError("mean and std hold a number or one a channel, and std is above 0")
+
+
 class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Everything that decides the artifact, besides the model and the data.
 
     calibrator: a file of `edgeq/calibrate`. weight: a file of `edgeq/weights`. samples: how many of the data's
     samples calibrate, 0 for all. elementwise: whether Add, Mul and the like join integer islands; `auto` lets in
-    those whose rounding costs less than `elementwise_sqnr` dB would. attention: quantize MatMuls of two activations.
+    those whose rounding costs less than `elementwise_sqnr` dB would. attention: quantize MatMuls of two activations. state: pairs [output, input] that
+    are fed back from sample to sample. preprocess: makes images into the model's input. shapes: pairs [input, shape]
+    that fix free dimensions.
     """
 
     schema_version: Literal[1] = 1
@@ -46,6 +74,9 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     elementwise: Literal["auto", "all", "none"] = "auto"
     elementwise_sqnr: float = 30.0
     attention: bool = False
+    state: tuple[tuple[str, str], ...] = ()
+    preprocess: Preprocess | None = None
+    shapes: tuple[tuple[str, tuple[Annotated[int, msgspec.Meta(ge=1)], ...]], ...] = ()
     rule: tuple[Override, ...] = ()
 
     def override(self, name: str, op: str) -> Override:
@@ -71,11 +102,16 @@ def load(path: str | os.PathLike[str]) -> Recipe:
 def dump(recipe: Recipe) -> str:
     """The recipe as TOML, every field written out, in the order of the class."""
     fields = msgspec.to_builtins(recipe)
-    rules = fields.pop("rule")
-    lines = [f"{key} = {_toml(value)}" for key, value in fields.items()]
-    for row in rules:
-        lines += ["", "[[rule]]"] + [f"{k} = {_toml(v)}" for k, v in row.items() if v is not None]
+    tables = [("[[rule]]", row) for row in fields.pop("rule")]
+    tables += [(f"[{key}]", fields.pop(key)) for key in list(fields) if isinstance(fields[key], dict)]
+    lines = _lines(fields)
+    for head, row in tables:
+        lines += ["", head, *_lines(row)]
     return "\n".join(lines) + "\n"
+
+
+def _lines(fields: dict[str, Any]) -> list[str]:
+    return [f"{key} = {_toml(value)}" for key, value in fields.items() if value is not None]
 
 
 def _toml(value: object) -> str:

@@ -36,7 +36,7 @@ SIDEWAYS = (
     ("planner", "islands", "eligible", "plan"),
     ("solve", "plan"),
     ("costs", "plan"),
-    ("recipe", "target"),
+    ("data", "recipe", "target"),
     ("registry", "errors"),
     ("files", "errors"),
 )

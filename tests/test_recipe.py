@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from edgeq import recipe
 from edgeq.errors import RecipeError
-from edgeq.recipe import Override, Recipe
+from edgeq.recipe import Override, Preprocess, Recipe
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 MAYBE = st.none() | TEXT
@@ -23,6 +23,11 @@ OVERRIDES = st.builds(
     act_type=MAYBE,
     weight_type=MAYBE,
 )
+SIZES = st.none() | st.integers(1, 4096) | st.tuples(st.integers(1, 4096), st.integers(1, 4096))
+POSITIVE = st.lists(st.floats(min_value=0, exclude_min=True, allow_infinity=False), min_size=1, max_size=3).map(tuple)
+PREPROCESSES = st.builds(
+    Preprocess, resize=SIZES, crop=SIZES, mean=POSITIVE, std=POSITIVE, layout=st.none() | st.just("NHWC")
+)
 RECIPES = st.builds(
     Recipe,
     target=TEXT,
@@ -30,6 +35,8 @@ RECIPES = st.builds(
     seed=st.integers(-(1 << 40), 1 << 40),
     elementwise_sqnr=st.floats(allow_nan=False),
     attention=st.booleans(),
+    state=st.lists(st.tuples(TEXT, TEXT), max_size=2).map(tuple),
+    preprocess=st.none() | PREPROCESSES,
     rule=st.lists(OVERRIDES, max_size=3).map(tuple),
 )
 
@@ -48,7 +55,7 @@ def test_what_is_written_is_what_is_read(tmp_path_factory, made):
 
 
 def test_every_field_is_written():
-    assert set(tomllib.loads(recipe.dump(Recipe()))) == set(Recipe.__struct_fields__) - {"rule"}
+    assert set(tomllib.loads(recipe.dump(Recipe()))) == set(Recipe.__struct_fields__) - {"rule", "preprocess"}
 
 
 def test_the_last_override_wins_field_by_field():
@@ -75,6 +82,10 @@ def test_the_last_override_wins_field_by_field():
         ("method = 'magic'", "method"),
         ("schema_version = 2", "schema_version"),
         ("colour = 'red'", "colour"),
+        ("[preprocess]\nstd = [0.0]", "std"),
+        ("[preprocess]\nresize = [0, 3]", "resize"),
+        ("[preprocess]\ncrop = 0", "crop"),
+        ("state = ['h']", "state"),
         ("[[rule]]\ncolour = 'red'", "colour"),
         ("target = ", "recipe.toml"),
     ],
