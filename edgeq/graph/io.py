@@ -104,7 +104,9 @@ def to_memory(model: ir.Model) -> None:
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """The first informative line of an exception, without control characters."""
+    """What first went wrong, in one line without control characters."""
+    while error.__cause__ is not None:
+        error = error.__cause__
     text = str(error).strip() or type(error).__name__
     text = re.sub(r"[\x00-\x1f\x7f-\x9f]+", " ", text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
@@ -152,9 +154,9 @@ def _check_external(model: Path, tensor: ir.ExternalTensor) -> None:
 
 
 def input_shapes(model: ir.Model) -> dict[str, tuple[int | None, ...] | None]:
-    """Names and shapes of the inputs that a caller must give."""
+    """Names and shapes of the inputs that a caller must give; a size below 0 (some exporters) is unknown."""
     return {
-        v.name or "": None if v.shape is None else tuple(d if isinstance(d, int) else None for d in v.shape)
+        v.name or "": None if v.shape is None else tuple(d if isinstance(d, int) and d >= 0 else None for d in v.shape)
         for v in model.graph.inputs
         if v.name not in model.graph.initializers
     }

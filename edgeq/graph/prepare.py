@@ -9,7 +9,6 @@ is unchanged, the outputs agree within float32 rounding, and a second run change
 from __future__ import annotations
 
 import logging
-import warnings
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -23,7 +22,8 @@ from edgeq.graph.canonical import canonicalize
 from edgeq.graph.edit import Names, all_graphs, constant, drop_unused_initializers, make_node, rank, values_of
 from edgeq.graph.float16 import widen
 from edgeq.graph.fuse import LINEAR, fold_affine
-from edgeq.graph.io import PROTOBUF_LIMIT, one_line, weight_bytes
+from edgeq.graph.infer import infer
+from edgeq.graph.io import one_line
 
 MIN_OPSET, MAX_OPSET = 17, 25
 
@@ -46,13 +46,6 @@ FUSIONS = [
 
 def prepare(model: ir.Model, opset: int = MIN_OPSET) -> ir.Model:
     """Prepare in place and return the model. `opset`: the least version wanted. Raises ModelError."""
-    if weight_bytes(model) > PROTOBUF_LIMIT // 2:
-        return _prepare(model, opset, fold=False)
-    return _prepare(model, opset, fold=True)
-
-
-def _prepare(model: ir.Model, opset: int, fold: bool) -> ir.Model:
-    # Folding, version conversion and shape inference serialize the graph; a model near protobuf's limit can't be.
     version = model.opset_imports.get("", 1)
     if version > MAX_OPSET:
         raise ModelError(f"opset {version} is newer than edgeq knows (up to {MAX_OPSET}); export with a lower opset")
@@ -66,12 +59,12 @@ def _prepare(model: ir.Model, opset: int, fold: bool) -> ir.Model:
     widen(model)
     _true_identities(model)
     common.IdentityEliminationPass()(model)
-    if fold:
-        _infer(model)
-        _fold(model)
-        _name(model)
-        RewritePass(FUSIONS)(model)
-        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _restore_outputs(model, outputs)
+    infer(model)
+    _fold(model)
+    _name(model)
+    RewritePass(FUSIONS)(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _restore_outputs(model, outputs)
     _name(model)
     canonicalize(model)
@@ -79,8 +72,7 @@ def _prepare(model: ir.Model, opset: int, fold: bool) -> ir.Model:
         pass
     common.RemoveUnusedNodesPass()(model)
     drop_unused_initializers(model)
-    if fold:
-        _infer(model)
+    infer(model)
     _name(model)
     common.TopologicalSortPass()(model)
     return model
@@ -113,8 +105,6 @@ def _initializers_out_of_inputs(model: ir.Model) -> None:
 
 
 def _upgrade(model: ir.Model, opset: int) -> None:
-    if weight_bytes(model) > PROTOBUF_LIMIT // 2:
-        raise ModelError(f"opset {model.opset_imports.get('')} can't be upgraded in a model over 1 GB; export it anew")
     logger = logging.getLogger("onnxscript")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it announces every use of the fallback
@@ -161,12 +151,6 @@ def _restore_outputs(model: ir.Model, wanted: list[str]) -> None:
                 graph.outputs[index] = copy.outputs[0]
     for value, name in zip(model.graph.outputs, wanted, strict=True):
         value.name = name
-
-
-def _infer(model: ir.Model) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        common.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
 
 
 def _fold(model: ir.Model) -> None:

@@ -104,7 +104,7 @@ class CpuSession:
             check_feeds(self.inputs, feeds, self._optional)  # names the feeds when they are at fault
             raise ModelError(f"{self.model}: onnxruntime failed to run it ({one_line(error)})") from None
         self._times.append(time.perf_counter() - began)
-        return dict(zip(names, arrays, strict=True))
+        return dict(tensors(names, arrays))
 
     def run_many(self, batches: Iterable[Feeds], taps: Sequence[str] = ()) -> Iterator[Outputs]:
         self._times.clear()
@@ -120,6 +120,15 @@ class CpuSession:
             folder = Path(tempfile.mkdtemp(dir=self._work.name))
             self._tapped[names] = self._open(tapping.with_taps(self.model, names, folder))
         return self._tapped[names]
+
+
+def tensors(names: Iterable[str], values: Iterable[Any]) -> Iterator[tuple[str, np.ndarray]]:
+    """Outputs by name, the items of a sequence as `name[0]`, `name[1]` …; optionals without a value are left out."""
+    for name, value in zip(names, values, strict=True):
+        if isinstance(value, list):
+            yield from tensors([f"{name}[{i}]" for i in range(len(value))], value)
+        elif value is not None:
+            yield name, np.asarray(value)
 
 
 def check_feeds(inputs: dict[str, tuple[str, tuple[Any, ...]]], feeds: Feeds, optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]

@@ -1,6 +1,7 @@
 """Shapes, biases and outputs that exporters write and few tools expect, through the whole pipeline."""
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
@@ -99,3 +100,111 @@ def test_an_if_that_passes_on_what_was_computed_before_it(tmp_path, inner):
     """
     path = save(tmp_path, text(body), CONV | {"zero": np.float32(0)})
     assert "Conv_0" in integer(quantize(tmp_path, path, samples(1, 4, 8, 8)))
+
+
+FUNCTIONS = """
+    <opset_import: ["" : 17], domain: "local">
+    Block (v, w) => (r) { n = Conv <pads = [1, 1, 1, 1]> (v, w) k = Constant <value = float {0.5}> () r = Mul (n, k) }
+    <opset_import: ["" : 17, "local" : 1], domain: "local">
+    Outer (v, w) => (r) { n = local.Block (v, w) p = Relu (n) r = local.Block (p, w) }
+"""
+CHOICE = "top = ReduceMean <keepdims = 0> (x) c = Greater (top, zero)"
+# name: (body, how many of its Conv become integer from data and without it)
+FORMS = {
+    "functions in functions": ("a = local.Outer (x, w) y = local.Outer (a, w)", 4, 4),
+    "an absent input": (
+        """a = Conv <pads = [1, 1, 1, 1]> (x, w, ) c = Clip (a, , six) s = Resize <mode = "nearest"> (c, , twice)
+        y = Conv <pads = [1, 1, 1, 1]> (s, w, b)""",
+        2,
+        2,
+    ),
+    "a sequence": (
+        """a = Conv <pads = [1, 1, 1, 1]> (x, w, b) s = SequenceConstruct (a, x) i = SequenceAt (s, first)
+        y = Conv <pads = [1, 1, 1, 1]> (i, w, b)""",
+        2,
+        2,
+    ),
+    "a sequence of parts": (
+        """a = Conv <pads = [1, 1, 1, 1]> (x, w, b) s = SplitToSequence <axis = 1> (a)
+        t = ConcatFromSequence <axis = 1> (s) y = Conv <pads = [1, 1, 1, 1]> (t, w, b)""",
+        2,
+        2,
+    ),
+    "an optional": (
+        """a = Conv <pads = [1, 1, 1, 1]> (x, w, b) o = Optional (a) h = OptionalHasElement (o)
+        y = If (h) <
+            then_branch = yes () => (float[N,4,8,8] to) {
+                g = OptionalGetElement (o) to = Conv <pads = [1, 1, 1, 1]> (g, w, b)
+            },
+            else_branch = no () => (float[N,4,8,8] eo) { eo = Conv <pads = [1, 1, 1, 1]> (a, w, b) }
+        >""",
+        2,  # and nothing went the other way
+        3,
+    ),
+    "constants in branches": (
+        CHOICE
+        + """ y = If (c) <
+            then_branch = yes () => (float[N,4,8,8] to) {
+                k = Constant <value = float[4,4,1,1] {1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 5}> ()
+                to = Conv (x, k)
+            },
+            else_branch = no () => (float[N,4,8,8] eo) {
+                k = Constant <value = float {0.5}> ()
+                q = Conv <pads = [1, 1, 1, 1]> (x, w, b)
+                eo = Mul (q, k)
+            }
+        >""",
+        2,
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("method", ["static", "dynamic"])
+def test_forms_that_exporters_write(tmp_path, name, method):
+    body, static, dynamic = FORMS[name]
+    inits = {"six": np.float32(6), "twice": np.array([1, 1, 2, 2], np.float32), "first": np.array(0)}
+    inits |= {"w": CONV["w"] * 0.3, "b": CONV["b"], "zero": np.float32(0)}
+    path = save(tmp_path, text(body) + FUNCTIONS, inits)
+    result = quantize(tmp_path, path, samples(1, 4, 8, 8), method=method)
+    made = [n for n in result.plan.nodes if n.op == "Conv" and n.decision in ("integer", "dynamic")]
+    assert len(made) == (static if method == "static" else dynamic)
+    assert result.report.warnings == ()
+
+
+def test_an_output_that_is_a_sequence_is_verified_item_by_item(tmp_path):
+    body = "y = Conv <pads = [1, 1, 1, 1]> (x, w, b) s = SequenceConstruct (y, x)"
+    path = save(tmp_path, text(body, outputs="float[] y, seq(float[]) s"), CONV)
+    result = edgeq.quantize(path, "x86_64", samples(1, 4, 8, 8), tmp_path / "out")
+    drifts = {o.name: o.sqnr_db for o in result.report.outputs}
+    assert list(drifts) == ["y", "s[0]", "s[1]"]
+    assert drifts["s[0]"] == drifts["y"] > 25
+    assert drifts["s[1]"] is None  # the very same numbers
+
+
+def test_branches_quantize_what_both_read_once_and_no_line_strays(tmp_path, caplog):
+    body = f"""
+        p = Conv <pads = [1, 1, 1, 1]> (x, w, b)
+        r = Relu (p)
+        {CHOICE}
+        y = If (c) <
+            then_branch = yes () => (float[N,4,8,8] to) {{ to = Conv <pads = [1, 1, 1, 1]> (r, w, b) }},
+            else_branch = no () => (float[N,4,8,8] eo) {{
+                q = Conv <pads = [1, 1, 1, 1]> (r, b2, b)
+                eo = If (c) <
+                    then_branch = inner () => (float[N,4,8,8] ti) {{ ti = Identity (r) }},
+                    else_branch = other () => (float[N,4,8,8] ei) {{ ei = Identity (q) }}
+                >
+            }}
+        >
+    """
+    path = save(tmp_path, text(body), CONV | {"zero": np.float32(0), "b2": draw(4, 4, 3, 3, seed=2)})
+    result = quantize(tmp_path, path, samples(1, 4, 8, 8))
+    assert [r.message for r in caplog.records] == []
+    assert len([n for n in result.plan.nodes if (n.op, n.decision) == ("Conv", "integer")]) == 3
+    main = onnx.load(result.artifact).graph.node
+    steps = [n for n in main if n.op_type == "QuantizeLinear"]
+    assert len(steps) == 2  # of x, and of r for both branches
+    inside = [n for node in main for a in node.attribute for n in a.g.node]
+    assert [n.op_type for n in inside].count("QuantizeLinear") == 2  # of their outputs
