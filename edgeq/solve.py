@@ -17,6 +17,7 @@ from edgeq.graph.edit import all_graphs
 from edgeq.numerics.affine import bias_params, least_weight_scale, qparams, quantize, quantize_bias
 from edgeq.plan import Plan, ValuePlan, WeightPlan
 from edgeq.registry import load
+from edgeq.sums import tie_free
 from edgeq.types import QParams, QTensor, Solution, Stats
 
 
@@ -30,7 +31,7 @@ def solve(
     """The numbers for a plan, and {node: reason} for nodes that have to stay float after all."""
     failed: dict[str, str] = {}
     constants = {v.name: v.const_value for g in all_graphs(model) for v in g.initializers.values()}
-    groups = _groups(plan, constants, summaries, failed)
+    groups = tie_free(plan, model, _groups(plan, constants, summaries, failed))
     weights: dict[tuple[str, int], QTensor] = {}
     cache: dict[tuple[str, object, str], QTensor] = {}
     for index, weight in enumerate(plan.weights):
