@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import onnx
 import onnx_ir as ir
 
 from edgeq.graph.edit import is_constant, rank
@@ -37,6 +38,9 @@ class Context:
         if rule is None:
             why = self.target.refusal(op) or f"{self.target.name} has no {self.recipe.method} kernel for {op}"
             return None, why
+        for attribute, wanted in rule.only.items():
+            if (found := attribute_of(node, attribute)) != wanted:
+                return None, f"its {attribute} is {found}, and {self.target.name} has it for {wanted} alone"
         return rule, ""
 
     def weights(self, node: ir.Node, rule: Rule) -> list[WeightPlan]:
@@ -57,6 +61,14 @@ class Context:
         ]
 
 
+def attribute_of(node: ir.Node, name: str) -> object:
+    """An attribute's value as text or number, the operator's default when it is not given."""
+    if name in node.attributes:
+        return node.attributes[name].value
+    default = onnx.defs.get_schema(node.op_type).attributes[name].default_value
+    return ir.serde.deserialize_attribute(default).value if default.name else None
+
+
 def weight_problem(node: ir.Node, rule: Rule) -> str:
     """Why the weight of a `compute` node can't be quantized, or nothing."""
     data, weight = node.inputs[0], node.inputs[WEIGHT_INDEX[node.op_type]]
@@ -70,6 +82,8 @@ def weight_problem(node: ir.Node, rule: Rule) -> str:
         return "its weight is empty"
     if rule.max_rank and (rank(data) or 0) > rule.max_rank:
         return f"its input has rank {rank(data)}, over the kernel's {rule.max_rank}"
+    if (rank(data) or rule.min_rank) < rule.min_rank:
+        return f"its input has rank {rank(data)}, under the kernel's {rule.min_rank}"
     if node.op_type == "Conv" and not rule.depthwise and node.attributes.get_int("group", 1) > 1:
         return "depthwise and grouped convolutions are never made dynamic"
     if node.op_type == "MatMul" and len(weight.const_value.shape) < 2:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from edgeq.eligible import Context, join_problem, table_problem, weight_problem
 from edgeq.graph.edit import is_constant, static_shape
-from edgeq.plan import BRIDGE, FLOAT, FOLDED, INTEGER, STORED, BiasPlan, NodePlan, Plan, ValuePlan, walk
+from edgeq.plan import BRIDGE, DATA_INPUTS, FLOAT, FOLDED, INTEGER, STORED, BiasPlan, NodePlan, Plan, ValuePlan, walk
 from edgeq.target import FixedOutput, Rule
 from edgeq.types import QSpec
 
@@ -100,16 +100,21 @@ class _Islands:
         self.carries.update(v for v in node.outputs if v.dtype == ir.DataType.FLOAT)
 
     def _fold(self, node: ir.Node) -> bool:
-        """Relu, or Clip from 0, behind an integer node whose output nobody else reads, becomes part of its range."""
+        """An activation behind an integer node whose output nobody else reads becomes part of that node's kernel.
+
+        A folded one (Relu, or Clip from 0) is part of the output's range, a fused one the kernel applies itself.
+        """
         source = node.inputs[0] if node.inputs else None
         producer = source.producer() if source is not None else None
         if producer is None or source is None or self.decision.get(producer) != INTEGER:
             return False
         rule = self.rule[producer]
         alone = len(source.uses()) == 1 and not source.is_graph_output() and producer.graph is node.graph
-        if not alone or node.op_type not in rule.folds or self.context.target.types[rule.act].symmetric:
+        folds = node.op_type in rule.folds and not self.context.target.types[rule.act].symmetric
+        fuses = node.op_type in rule.fuses
+        if not alone or not (folds or fuses):
             return False
-        if node.op_type == "Clip" and _constant_scalar(node, 1) != 0.0:
+        if not fuses and node.op_type == "Clip" and _constant_scalar(node, 1) != 0.0:
             return False
         if node.name in self.context.excluded or self.context.recipe.override(node.name or "", node.op_type).float:
             return False
@@ -153,7 +158,7 @@ class _Islands:
                 writers[value] = node.name or ""
                 readers.setdefault(value, [])
                 specs.setdefault(value, chosen)
-                if rule.output is not None:
+                if rule.output is not None and rule.output.dtype in ("", spec.dtype):
                     fixed[value] = rule.output
             if rule.role == "same":
                 for value in [*ins[1:], *outs]:
@@ -175,8 +180,8 @@ class _Islands:
 
     def _activations(self, node: ir.Node, rule: Rule) -> list[ir.Value]:
         """The inputs of an integer node that become codes; a constant operand of Add or Mul is one of them."""
-        data = [v for v in node.inputs if v is not None and v.dtype == ir.DataType.FLOAT]
-        return data[:1] if self._weighted(node) else data
+        count = 1 if self._weighted(node) else DATA_INPUTS.get(node.op_type, len(node.inputs))
+        return [v for v in node.inputs[:count] if v is not None and v.dtype == ir.DataType.FLOAT]
 
     def _behind(self, value: ir.Value) -> ir.Value:
         """The output of the activation that folds into `value`, if one does."""
@@ -186,7 +191,11 @@ class _Islands:
         return value
 
     def _biases(self, node: ir.Node, planned: set[str]) -> Iterator[BiasPlan]:
-        if self.rule[node].bias != "int32" or node.op_type not in ("Conv", "Gemm") or len(node.inputs) < 3:
+        if (
+            self.rule[node].bias != "int32"
+            or node.op_type not in ("Conv", "ConvTranspose", "Gemm")
+            or len(node.inputs) < 3
+        ):
             return
         bias, act = node.inputs[2], node.inputs[0]
         shape = static_shape(bias)

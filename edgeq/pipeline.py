@@ -20,6 +20,7 @@ from edgeq.data import Dataset, open_data
 from edgeq.errors import CalibrationError, RecipeError
 from edgeq.graph import io
 from edgeq.graph.prepare import prepare
+from edgeq.graph.shapes import fix_shapes
 from edgeq.observation import observe
 from edgeq.passes.tables import store_tables
 from edgeq.plan import Plan
@@ -87,7 +88,7 @@ def quantize(
         data = open_data(calib, shapes) if calib is not None else None
         held_out = open_data(eval_data, shapes) if eval_data is not None else data
         progress("prepare", 0, None)
-        prepared_path, prepared = _prepare(path, source, aim, work)
+        prepared_path, prepared = _prepare(source, aim, chosen, work)
         found, solution_plan, about = _quantize(prepared, prepared_path, aim, chosen, data, work, progress)
         for name in aim.passes_after:
             load("edgeq.passes", name, "rewrite").rewrite(found)
@@ -130,20 +131,21 @@ def resolve_recipe(
 def plan_file(model: str | os.PathLike[str], target: str | Target, recipe: Recipe) -> Plan:
     """The plan for a model file, before any data is seen."""
     aim = targets.load(target) if isinstance(target, str) else target
-    return plan(_ready(io.load(model), aim), aim, recipe)
+    return plan(_ready(io.load(model), aim, recipe), aim, recipe)
 
 
-def _ready(source: ir.Model, target: Target) -> ir.Model:
-    """The model prepared, and rewritten as the target's runtime likes it."""
+def _ready(source: ir.Model, target: Target, recipe: Recipe) -> ir.Model:
+    """The model prepared, with the recipe's shapes, and rewritten as the target's runtime likes it."""
+    fix_shapes(source, dict(recipe.shapes))
     prepared = prepare(source, target.opset)
     for name in target.passes_before:
         load("edgeq.passes", name, "rewrite").rewrite(prepared)
     return prepared
 
 
-def _prepare(path: Path, source: ir.Model, target: Target, work: Path) -> tuple[Path, ir.Model]:
+def _prepare(source: ir.Model, target: Target, recipe: Recipe, work: Path) -> tuple[Path, ir.Model]:
     """The prepared model, and the file it was saved to and is mapped from."""
-    prepared = _ready(source, target)
+    prepared = _ready(source, target, recipe)
     saved = work / ".prepared.onnx"
     io.save(prepared, saved)
     return saved, prepared

@@ -12,6 +12,7 @@ from edgeq.types import QSpec
 
 INTEGER, FOLDED, BRIDGE, DYNAMIC, STORED, FLOAT = "integer", "folded", "bridge", "dynamic", "stored", "float"
 WEIGHT_INDEX = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "LSTM": 1, "Gather": 0}
+DATA_INPUTS = {"Resize": 1}  # how many leading inputs are activations, where not all float ones are
 
 
 @dataclass(frozen=True)

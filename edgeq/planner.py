@@ -9,6 +9,7 @@ import onnx_ir as ir
 from edgeq import islands
 from edgeq.eligible import Context, table_problem, weight_problem
 from edgeq.errors import RecipeError, TargetError
+from edgeq.graph.shapes import free_input
 from edgeq.plan import DYNAMIC, FLOAT, STORED, NodePlan, Plan, WeightPlan, walk
 from edgeq.recipe import Recipe
 from edgeq.target import Target
@@ -17,11 +18,9 @@ from edgeq.target import Target
 def plan(model: ir.Model, target: Target, recipe: Recipe, excluded: Mapping[str, str] | None = None) -> Plan:
     """The plan. `excluded`: node name → reason, nodes that must stay float.
 
-    Raises TargetError when the target has no rule at all for the recipe's method, RecipeError for an unknown type.
+    Raises TargetError when this target can't have the model by the recipe's method, RecipeError for an unknown type.
     """
-    methods = sorted({rule.method for rule in target.rule})
-    if recipe.method not in methods:
-        raise TargetError(target.name, f"it has no {recipe.method} quantization", f"choose {' or '.join(methods)}")
+    check(model, target, recipe)
     for row in recipe.rule:
         for named in (row.act_type, row.weight_type):
             if named is not None and named not in target.types:
@@ -30,6 +29,23 @@ def plan(model: ir.Model, target: Target, recipe: Recipe, excluded: Mapping[str,
     if recipe.method == "static":
         return islands.place(model, context)
     return one_by_one(model, context)
+
+
+def check(model: ir.Model, target: Target, recipe: Recipe) -> None:
+    """Raises TargetError when the target refuses the method, has no rule for it, or lacks the shapes it wants."""
+    methods = sorted({rule.method for rule in target.rule})
+    if recipe.method not in methods:
+        why = target.refuse_method.get(recipe.method, f"it has no {recipe.method} quantization")
+        raise TargetError(target.name, why, f"choose {' or '.join(methods)}")
+    free = free_input(model) if target.static_shapes else None
+    if free is not None:
+        name, dims = free
+        example = ",".join(d if d.isdigit() else "1" for d in dims)
+        raise TargetError(
+            target.name,
+            f"it takes fixed shapes only, and input {name!r} has [{', '.join(dims)}]",
+            f"give one, such as --shape {name}={example}",
+        )
 
 
 def one_by_one(model: ir.Model, context: Context) -> Plan:

@@ -58,8 +58,9 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Everything that decides the artifact, besides the model and the data.
 
     calibrator: a file of `edgeq/calibrate`. weight: a file of `edgeq/weights`. samples: how many of the data's
-    samples calibrate, 0 for all. elementwise: whether Add, Mul and the like join integer islands; `auto` lets in
-    those whose rounding costs less than `elementwise_sqnr` dB would. attention: quantize MatMuls of two activations. state: pairs [output, input] that
+    samples calibrate, 0 for all; drawn with `seed` where the data has more, but the first ones of a stream.
+    elementwise: whether Add, Mul and the like join integer islands; `auto` lets in those whose rounding costs less
+    than `elementwise_sqnr` dB would. attention: quantize MatMuls of two activations. state: pairs [output, input] that
     are fed back from sample to sample. preprocess: makes images into the model's input. shapes: pairs [input, shape]
     that fix free dimensions.
     """

@@ -8,6 +8,7 @@ A rule lists operators that are handled alike. `role` says how they take part in
 * `table`: a Gather whose constant table is stored as integers and scaled after the look-up.
 * `bridge`: has no integer kernel and runs in float between DequantizeLinear and QuantizeLinear, but does not end an
   island: what it makes of integers may be quantized again for its readers.
+* `half`: computed in float16, of method `float16`. `*` among its operators stands for all that have such a form.
 
 The last rule that names an operator wins. A file may extend another one: it inherits what it does not say, and its
 types and rules come after the inherited ones.
@@ -24,7 +25,7 @@ import msgspec
 from edgeq.errors import RecipeError
 from edgeq.types import INT_RANGES, Granularity, PerBlock, PerChannel, PerTensor, QSpec
 
-Method = Literal["static", "dynamic", "weight_only"]
+Method = Literal["static", "dynamic", "weight_only", "float16"]
 
 
 class TypeRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -48,10 +49,11 @@ class TypeRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 
 class FixedOutput(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Scale and zero point that the runtime demands of an output."""
+    """Scale and zero point that the runtime demands of an output; of outputs of type `dtype` only, when it is said."""
 
     scale: float
     zero_point: int
+    dtype: str = ""
 
 
 class Rule(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -59,13 +61,14 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     act, weight: names in `[types]`. bias: stored as int32 with scale act·weight, or left in float.
     output_q: `required` when the kernel is integer only if its output is quantized too (then every reader of the
-    output gets the rounded value). folds: activations behind the operator that vanish into the output's range.
-    max_rank: of the activation; 0 for any. channel_rank: per-channel scales
-    only for weights of up to so many dimensions, 0 for any. constant: may one operand be a constant, for `join`.
+    output gets the rounded value). folds: activations behind the operator that vanish into the output's range; fuses:
+    those that the kernel applies itself, so that the range needn't end at 0. min_rank, max_rank: of the activation; 0
+    for any. channel_rank: per-channel scales only for weights of up to so many dimensions, 0 for any. constant: may one
+    operand be a constant, for `join`. only: the values that attributes must have.
     """
 
     ops: tuple[str, ...]
-    role: Literal["compute", "join", "same", "bridge", "table"] = "compute"
+    role: Literal["compute", "join", "same", "bridge", "table", "half"] = "compute"
     method: Method = "static"
     act: str = ""
     weight: str = ""
@@ -73,6 +76,9 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     output: FixedOutput | None = None
     output_q: Literal["required", "optional"] = "optional"
     folds: tuple[str, ...] = ()
+    fuses: tuple[str, ...] = ()
+    only: dict[str, str | int] = {}
+    min_rank: int = 0
     max_rank: int = 0
     depthwise: bool = True
     channel_rank: int = 0
@@ -89,9 +95,12 @@ class Refusal(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """One runtime on one kind of machine.
 
-    runner: the module of `edgeq/runners` that executes its artifacts; stand_in: the runner that verifies where
-    that one is not installed. format: `edgeq/formats/FORMAT_artifact.py` writes them. dedicated_pairs: each reader
-    gets a Q-DQ pair of its own.
+    runner: the module of `edgeq/runners` that executes its artifacts, empty when only a device does; stand_in: the
+    runner that verifies where that one is not installed. format: `edgeq/formats/FORMAT_artifact.py` writes them.
+    refuse_method: method → why this target is never given it. static_shapes: every input has a fixed shape.
+    dedicated_pairs: each reader gets a Q-DQ pair of its own.
+    cpu_kernels: it is onnxruntime's CPU provider, so placement can be read in the graph that this one optimizes.
+    saturates: u8·s8 products are summed in pairs of 16 bits, which large weights overflow (see `edgeq/saturation.py`).
     passes_before, passes_after: modules of `edgeq/passes` with `rewrite(model)`, run on the prepared model and on the
     quantized one, for the runtime's own sake.
     """
@@ -105,6 +114,10 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     opset: int = 17
     runner_options: dict[str, str] = {}
     session_config: dict[str, str] = {}
+    refuse_method: dict[Method, str] = {}
+    static_shapes: bool = False
+    cpu_kernels: bool = True
+    saturates: bool = False
     dedicated_pairs: bool = False
     passes_before: tuple[str, ...] = ()
     passes_after: tuple[str, ...] = ()
@@ -115,7 +128,7 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     def find(self, op: str, method: Method) -> Rule | None:
         found = None
         for rule in self.rule:
-            if op in rule.ops and rule.method == method:
+            if (op in rule.ops or "*" in rule.ops) and rule.method == method:
                 found = rule
         return found
 

@@ -142,8 +142,9 @@ def verify(
             parts = ", ".join(f"[axis {s.axis}, index {s.index}]" for s in output.lost_slices[:5])
             more = f" and {len(output.lost_slices) - 5} more" if len(output.lost_slices) > 5 else ""
             warnings.append(f"output {output.name}: {parts}{more} lost, though the whole reads {output.sqnr_db:.1f} dB")
-    placed = fusion.placement(quantized, target)
-    warnings += [f"node {name} is quantized but onnxruntime runs it in float" for name in placed.float]
+    if target.cpu_kernels:
+        placed = fusion.placement(quantized, target)
+        warnings += [f"node {name} is quantized but onnxruntime runs it in float" for name in placed.float]
     scored = judged.result(data.extras)
     failures = _failures(found, scored, budget or Budget())
     wanted = layers if failures or not layers_on_failure else ()
@@ -153,10 +154,12 @@ def verify(
 
 def pick_runner(target: Target) -> tuple[Any, str | None]:
     """The target's runner, or its stand-in with the line that says why."""
-    runner = load("edgeq.runners", target.runner, "open_session")
-    why = runner.missing()
-    if why is None:
-        return runner, None
+    why: str | None = "it runs on a device only"
+    if target.runner:
+        runner = load("edgeq.runners", target.runner, "open_session")
+        why = runner.missing()
+        if why is None:
+            return runner, None
     stand_in = load("edgeq.runners", target.stand_in, "open_session")
     return stand_in, f"verified on {stand_in.TITLE} instead of {target.title}: {why}"
 

@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from edgeq.cli.options import AsJson, Labels, MaxDrop, MetricSpec, MinSqnr, Model, Quiet, TargetOrRecipes
+from edgeq.cli.options import (
+    AsJson,
+    Labels,
+    MaxDrop,
+    MetricSpec,
+    MinSqnr,
+    Model,
+    Quiet,
+    Shapes,
+    TargetOrRecipes,
+    shapes_of,
+)
 from edgeq.cli.say import judge, print_line, progress, show
 
 
@@ -22,6 +33,7 @@ def quantize(
     method: Annotated[str | None, typer.Option(help="static or dynamic.")] = None,
     calibrator: Annotated[str | None, typer.Option(help="A calibrator of `edgeq methods`.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe.toml; options given beside it win.")] = None,
+    shape: Shapes = [],  # noqa: B006
     labels: Labels = None,
     metric: MetricSpec = None,
     max_drop: MaxDrop = None,
@@ -45,6 +57,7 @@ def quantize(
             recipe=recipe,
             method=method,
             calibrator=calibrator,
+            shapes=shapes_of(shape),
             eval_data=eval_data,
             labels=labels,
             metric=metric,

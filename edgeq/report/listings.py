@@ -12,9 +12,11 @@ def target_rows() -> list[dict[str, Any]]:
     rows = []
     for name in target.names():
         found = target.load(name)
-        missing = registry.load("edgeq.runners", found.runner, "open_session").missing()
+        runtime = "on a device only"
+        if found.runner:
+            runtime = registry.load("edgeq.runners", found.runner, "open_session").missing() or "here"
         methods = ", ".join(sorted({rule.method for rule in found.rule}))
-        rows.append({"target": name, "title": found.title, "methods": methods, "runtime": missing or "here"})
+        rows.append({"target": name, "title": found.title, "methods": methods, "runtime": runtime})
     return rows
 
 
