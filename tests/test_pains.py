@@ -265,3 +265,23 @@ def test_verify_names_the_scores_that_one_scale_for_boxes_and_scores_loses(tmp_p
     assert {(s.axis, s.index) for s in found.outputs[0].lost_slices} == {(1, 4), (1, 5)}
     assert any("[axis 1, index 4], [axis 1, index 5] lost" in w for w in found.warnings)
     assert quantize(tmp_path, path, feeds).report.outputs[0].lost_slices == ()
+
+
+@pytest.mark.parametrize("method", ["static", "dynamic"])
+@pytest.mark.parametrize(("size", "whole"), [(1e-30, 0), (1e-19, 0), (1e-15, 2)])
+def test_numbers_too_small_for_a_step_stay_float_and_say_so(tmp_path, size, whole, method):
+    """Scales below 2**-63 would be no normal numbers once multiplied: everything would round to 0."""
+    body = """
+        a = Conv <pads = [1, 1, 1, 1]> (x, w)
+        r = Relu (a)
+        y = Conv <pads = [1, 1, 1, 1]> (r, w)
+    """
+    small = [{"x": f["x"] * np.float32(size)} for f in samples(1, 4, 8, 8)]
+    path = save(tmp_path, text(body), {"w": CONV["w"]})
+    result = quantize(tmp_path, path, small, method=method)
+    assert len(integer(result)) == (2 if method == "dynamic" else whole)  # found anew for each sample, scales fit
+    if method == "static" and not whole:
+        assert all("too small for a step" in n.reason for n in result.report.nodes.float if n.op == "Conv")
+    path = save(tmp_path, text("y = Conv <pads = [1, 1, 1, 1]> (x, w)"), {"w": CONV["w"] * np.float32(size)})
+    result = quantize(tmp_path, path, samples(1, 4, 8, 8), method=method)
+    assert len(integer(result)) == bool(whole)
