@@ -100,6 +100,12 @@ def load(path: str | os.PathLike[str]) -> Recipe:
         raise RecipeError(f"{path}: {error}") from None
 
 
+def changed(recipe: Recipe) -> dict[str, Any]:
+    """The fields that differ from the defaults, as plain data."""
+    usual = msgspec.to_builtins(Recipe())
+    return {k: v for k, v in msgspec.to_builtins(recipe).items() if v != usual[k]}
+
+
 def dump(recipe: Recipe) -> str:
     """The recipe as TOML, every field written out, in the order of the class."""
     fields = msgspec.to_builtins(recipe)
