@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,9 @@ from edgeq import recipe as recipes
 from edgeq import target as targets
 from edgeq.calibrate.summary import Summary
 from edgeq.costs import costly_joins
+from edgeq.coverage import Coverage, coverage
 from edgeq.data import Dataset, open_data
-from edgeq.errors import CalibrationError, RecipeError
+from edgeq.errors import CalibrationError, RecipeError, TargetError
 from edgeq.graph import io
 from edgeq.graph.prepare import prepare
 from edgeq.graph.shapes import fix_shapes
@@ -132,6 +134,20 @@ def plan_file(model: str | os.PathLike[str], target: str | Target, recipe: Recip
     """The plan for a model file, before any data is seen."""
     aim = targets.load(target) if isinstance(target, str) else target
     return plan(_ready(io.load(model), aim, recipe), aim, recipe)
+
+
+def coverage_files(model: str | os.PathLike[str], names: Sequence[str], recipe: Recipe) -> list[Coverage]:
+    """What each of the targets makes of a model file; for one that refuses it, why."""
+    found = []
+    for name in names:
+        aim = targets.load(name)
+        asked = msgspec.structs.replace(recipe, target=name)
+        try:
+            prepared = _ready(io.load(model), aim, asked)
+            found.append(coverage(prepared, plan(prepared, aim, asked), aim))
+        except TargetError as error:
+            found.append(Coverage(name, recipe.method, problem=str(error)))
+    return found
 
 
 def _ready(source: ir.Model, target: Target, recipe: Recipe) -> ir.Model:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from edgeq.target import FixedOutput
+from edgeq.target import FixedOutput, Method
 from edgeq.types import QSpec
 
 INTEGER, FOLDED, BRIDGE, DYNAMIC, STORED, FLOAT = "integer", "folded", "bridge", "dynamic", "stored", "float"
 WEIGHT_INDEX = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "LSTM": 1, "Gather": 0}
+# Nodes that compute shapes, move data or hold no arithmetic: their being float is expected and costs nothing.
+QUIET = ("Shape", "Constant", "Cast", "Identity", "Gather", "ConstantOfShape", "Range", "If", "Loop", "Scan")
 DATA_INPUTS = {"Resize": 1}  # how many leading inputs are activations, where not all float ones are
 
 
@@ -70,7 +72,7 @@ class BiasPlan:
 @dataclass(frozen=True)
 class Plan:
     target: str
-    method: str
+    method: Method
     nodes: tuple[NodePlan, ...]
     values: tuple[ValuePlan, ...] = ()
     weights: tuple[WeightPlan, ...] = ()

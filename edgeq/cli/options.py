@@ -35,3 +35,5 @@ def shapes_of(given: list[str]) -> tuple[tuple[str, tuple[int, ...]], ...] | Non
             raise RecipeError(f"--shape {text}: give INPUT=DIMENSIONS, such as input=1,3,224,224")
         found.append((name, tuple(int(d) for d in dims.split(","))))
     return tuple(found) or None
+Host = Annotated[str | None, typer.Option(help="A board that SSH reaches, such as user@pi or user@pi:2222.")]
+HostPython = Annotated[str, typer.Option(help="The board's Python that has numpy and onnxruntime.")]

@@ -10,13 +10,10 @@ from typing import Any
 import msgspec
 
 from edgeq.graph import io
-from edgeq.plan import BRIDGE, DYNAMIC, FLOAT, FOLDED, INTEGER, Plan
+from edgeq.plan import BRIDGE, DYNAMIC, FLOAT, FOLDED, INTEGER, QUIET, Plan
 from edgeq.recipe import Recipe
 from edgeq.report.schema import FileInfo, FloatNode, Nodes, Report, Verification
 from edgeq.target import Target
-
-# Nodes that compute shapes, move data or hold no arithmetic: their being float is expected and costs nothing.
-QUIET = ("Shape", "Constant", "Cast", "Identity", "Gather", "ConstantOfShape", "Range", "If", "Loop", "Scan")
 
 
 def build(

@@ -11,6 +11,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from edgeq.coverage import Coverage
 from edgeq.plan import FLOAT, Plan
 from edgeq.report.schema import OutputDrift, Report, Verification
 
@@ -104,6 +105,20 @@ def plan_table(made: Plan) -> list[Any]:
         table("why nodes stay float", ("nodes", "reason"), top, right=(0,)),
         plain(f"{len(made.nodes)} nodes: {counts}; {len(made.observed())} values to calibrate"),
     ]
+
+
+def coverage_table(found: Sequence[Coverage], reasons: int = 3) -> list[Any]:
+    """A line a target: nodes of each kind, the integer share of multiply-accumulates, pieces, and the top reasons."""
+    rows: list[tuple[Any, ...]] = []
+    for row in found:
+        if row.problem:
+            rows.append((row.target, row.method, "", "", "", "all", "", "", row.problem))
+            continue
+        why = "; ".join(f"{count}× {reason}" for count, reason in row.reasons[:reasons])
+        counts = (row.nodes["integer"], f"{row.share('integer'):.0%}", row.nodes["float"], row.nodes["refused"])
+        rows.append((row.target, row.method, *counts, row.islands, row.crossings, why))
+    columns = ("target", "method", "integer", "of MACs", "float", "refused", "islands", "crossings", "why not integer")
+    return [table("", columns, rows, right=(2, 3, 4, 5, 6, 7))]
 
 
 def listing(rows: Sequence[dict[str, Any]]) -> list[Any]:
