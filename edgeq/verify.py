@@ -205,8 +205,9 @@ def _levels(
     results: dict[str, list[dict[str, np.ndarray]]] = {}
     for level in ("disabled", "basic", "all"):
         try:
+            # Without optimization all weights are dequantized at run time: that memory must not be kept.
             session = runner.open_session(
-                quantized, optimization=level, threads=threads, config=dict(target.session_config)
+                quantized, optimization=level, threads=threads, config=dict(target.session_config), keep=False
             )
         except EdgeqError as error:
             return {}, [f"optimization level {level}: {error}"]

@@ -49,11 +49,12 @@ def version() -> str:
 
 
 def open_session(model: Path, **given: Any) -> CpuSession:
-    """Options: optimization, threads, timeout (not used: this runs in-process), config (session config entries).
+    """Options: optimization, threads, timeout (not used: this runs in-process), config (session config entries), and
+    keep: whether memory that an inference needed is kept for the next one, which is faster.
 
     Raises ModelError when onnxruntime refuses the model, RecipeError for an unknown option.
     """
-    chosen = options("cpu", given, {**COMMON, "config": {}, "save_optimized": ""})
+    chosen = options("cpu", given, {**COMMON, "config": {}, "save_optimized": "", "keep": True})
     return CpuSession(Path(model), chosen)
 
 
@@ -74,15 +75,16 @@ class CpuSession:
     def __init__(self, model: Path, chosen: dict[str, Any]) -> None:
         self.model, self._chosen = model, chosen
         self._work = tempfile.TemporaryDirectory(prefix="edgeq-")
-        self._session = self._open(model)
-        self._tapped: dict[tuple[str, ...], ort.InferenceSession] = {}
+        session = self._open(model)
+        self._sessions: dict[tuple[str, ...], ort.InferenceSession] = {(): session}
         self._times: list[float] = []
-        self.outputs = tuple(o.name for o in self._session.get_outputs())
-        self.inputs = {i.name: (i.type, tuple(i.shape)) for i in self._session.get_inputs()}
-        self._optional = {i.name for i in self._session.get_overridable_initializers()}
+        self.outputs = tuple(o.name for o in session.get_outputs())
+        self.inputs = {i.name: (i.type, tuple(i.shape)) for i in session.get_inputs()}
+        self._optional = {i.name for i in session.get_overridable_initializers()}
 
     def _open(self, model: Path) -> ort.InferenceSession:
         chosen = quiet_options(self._chosen["threads"], self._chosen["optimization"], self._chosen["config"])
+        chosen.enable_cpu_mem_arena = self._chosen["keep"]
         if self._chosen["save_optimized"]:
             chosen.optimized_model_filepath = self._chosen["save_optimized"]
         try:
@@ -96,7 +98,7 @@ class CpuSession:
 
     def run(self, feeds: Feeds, taps: Sequence[str] = ()) -> Outputs:
         names = tuple(dict.fromkeys([*self.outputs, *taps]))
-        session = self._session if len(names) == len(self.outputs) else self._with_taps(names[len(self.outputs) :])
+        session = self._with_taps(names[len(self.outputs) :])
         began = time.perf_counter()
         try:
             arrays = session.run(list(names), dict(feeds))
@@ -112,14 +114,14 @@ class CpuSession:
             yield self.run(feeds, taps)
 
     def close(self) -> None:
-        self._tapped.clear()
+        self._sessions.clear()
         self._work.cleanup()
 
     def _with_taps(self, names: tuple[str, ...]) -> ort.InferenceSession:
-        if names not in self._tapped:
+        if names not in self._sessions:
             folder = Path(tempfile.mkdtemp(dir=self._work.name))
-            self._tapped[names] = self._open(tapping.with_taps(self.model, names, folder))
-        return self._tapped[names]
+            self._sessions[names] = self._open(tapping.with_taps(self.model, names, folder))
+        return self._sessions[names]
 
 
 def tensors(names: Iterable[str], values: Iterable[Any]) -> Iterator[tuple[str, np.ndarray]]:
