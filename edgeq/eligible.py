@@ -14,6 +14,7 @@ from edgeq.recipe import Recipe
 from edgeq.target import Rule, Target
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+ALREADY = "is quantized already"
 SMALL_TABLE = 4096  # elements; below it the codes save less than the extra nodes cost
 
 
@@ -30,6 +31,8 @@ class Context:
         name, op = node.name or "", node.op_type
         if name in self.excluded:
             return None, self.excluded[name]
+        if quantized(node):
+            return None, ALREADY
         if node.domain not in ("", "ai.onnx"):
             return None, f"operator of domain {node.domain}"
         if self.recipe.override(name, op).float:
@@ -67,6 +70,16 @@ def attribute_of(node: ir.Node, name: str) -> object:
         return node.attributes[name].value
     default = onnx.defs.get_schema(node.op_type).attributes[name].default_value
     return ir.serde.deserialize_attribute(default).value if default.name else None
+
+
+def quantized(node: ir.Node) -> bool:
+    """Did somebody quantize it: is it a Q or DQ, a kernel that takes codes, or one whose weight is stored as codes?"""
+    op, index = node.op_type, WEIGHT_INDEX.get(node.op_type, len(node.inputs))
+    weight = node.inputs[index] if index < len(node.inputs) else None
+    source = weight.producer() if weight is not None else None
+    if source is not None and source.op_type == "DequantizeLinear" and is_constant(source.inputs[0]):
+        return True
+    return "quantize" in op.lower() or "Integer" in op or op.startswith("QLinear") or op in ("QGemm", "MatMulNBits")
 
 
 def weight_problem(node: ir.Node, rule: Rule) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from edgeq import islands
-from edgeq.eligible import Context, table_problem, weight_problem
-from edgeq.errors import RecipeError, TargetError
+from edgeq.eligible import ALREADY, Context, table_problem, weight_problem
+from edgeq.errors import ModelError, RecipeError, TargetError
 from edgeq.graph.shapes import free_input
-from edgeq.plan import DYNAMIC, FLOAT, STORED, NodePlan, Plan, WeightPlan, walk
+from edgeq.plan import DYNAMIC, FLOAT, INTEGER, STORED, NodePlan, Plan, WeightPlan, walk
 from edgeq.recipe import Recipe
 from edgeq.target import Target
 
@@ -18,7 +18,8 @@ from edgeq.target import Target
 def plan(model: ir.Model, target: Target, recipe: Recipe, excluded: Mapping[str, str] | None = None) -> Plan:
     """The plan. `excluded`: node name → reason, nodes that must stay float.
 
-    Raises TargetError when this target can't have the model by the recipe's method, RecipeError for an unknown type.
+    Raises TargetError when this target can't have the model by the recipe's method, RecipeError for an unknown type,
+    ModelError when the model is quantized already and nothing is left to do.
     """
     check(model, target, recipe)
     for row in recipe.rule:
@@ -26,9 +27,13 @@ def plan(model: ir.Model, target: Target, recipe: Recipe, excluded: Mapping[str,
             if named is not None and named not in target.types:
                 raise RecipeError(f"type {named!r} is not one of {target.name}'s: choose {', '.join(target.types)}")
     context = Context(target, recipe, dict(excluded or {}))
-    if recipe.method == "static":
-        return islands.place(model, context)
-    return one_by_one(model, context)
+    made = islands.place(model, context) if recipe.method == "static" else one_by_one(model, context)
+    done = next((n for n in made.nodes if n.reason == ALREADY), None)
+    if done is not None and not any(n.decision in (INTEGER, DYNAMIC, STORED) for n in made.nodes):
+        raise ModelError(
+            f"this model {ALREADY} (node {done.name!r}, {done.op}): give the float one that it was made of"
+        )
+    return made
 
 
 def check(model: ir.Model, target: Target, recipe: Recipe) -> None:

@@ -114,6 +114,42 @@ def test_a_bad_model_is_one_line_and_leaves_nothing(run, tmp_path, kind):
     refused(run("verify", path, path, "--data", tmp_path / "d.npz"), named)
 
 
+@pytest.mark.parametrize("kind", ["static", "dynamic", "operators"])
+def test_a_quantized_model_is_declined_in_one_line(run, tmp_path, kind):
+    model, data = matmul(tmp_path / "m.onnx"), samples(tmp_path / "d.npz")
+    if kind == "operators":  # as onnxruntime's QOperator format has it
+        params = [numpy_helper.from_array(a, k) for k, a in (("s", np.float32(0.1)), ("z", np.uint8(9)))]
+        weight = numpy_helper.from_array(np.ones((8, 4), np.uint8), "w")
+        ends = [helper.make_tensor_value_info(n, TensorProto.UINT8, ["n", d]) for n, d in (("x", 8), ("y", 4))]
+        node = helper.make_node("QLinearMatMul", ["x", "s", "z", "w", "s", "z", "s", "z"], ["y"], name="mm")
+        graph = helper.make_graph([node], "g", ends[:1], ends[1:], [*params, weight])
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), model)
+        samples(data, x=np.zeros((4, 8), np.uint8))
+    else:
+        assert run("quantize", model, "--calib", data, "--method", kind, "-o", tmp_path / "one", "-q")[0] == 0
+        model = tmp_path / "one" / "model.onnx"
+    for method in ("static", "dynamic"):
+        again = run("quantize", model, "--calib", data, "--method", method, "-o", tmp_path / "two")
+        refused(again, "is quantized already", "give the float one")
+        assert not (tmp_path / "two").exists()
+    refused(run("plan", model), "is quantized already")
+
+
+def test_what_is_left_of_a_partly_quantized_model_is_quantized(run, tmp_path):
+    model, data = matmul(tmp_path / "m.onnx"), samples(tmp_path / "d.npz")
+    assert run("quantize", model, "--calib", data, "-o", tmp_path / "one", "-q")[0] == 0
+    more = onnx.load(tmp_path / "one" / "model.onnx")
+    more.graph.node.append(helper.make_node("MatMul", ["y", "v"], ["z"], name="second"))
+    more.graph.initializer.append(numpy_helper.from_array(np.eye(4, dtype=np.float32), "v"))
+    more.graph.output[0].name = "z"
+    onnx.save(more, model)
+    code, out, _ = run("plan", model, "--json")
+    nodes = {n["name"]: (n["decision"], n["reason"]) for n in json.loads(out)["nodes"]}
+    assert (code, nodes["mm"], nodes["second"][0]) == (0, ("float", "is quantized already"), "integer")
+    code, out, _ = run("quantize", model, "--calib", data, "-o", tmp_path / "two", "--json")
+    assert (code, json.loads(out)["nodes"]["integer"]) == (0, 1)
+
+
 GOOD = np.zeros((4, 8), np.float32)
 NAN = np.where(np.arange(32).reshape(4, 8) == 9, np.nan, GOOD).astype(np.float32)
 DATA = {
