@@ -18,7 +18,7 @@ FLOORS = (
     {"gate"},
     {"pipeline"},
     {"observation", "verification"},
-    {"package", "verify", "report", "search"},
+    {"package", "verify", "bench", "report", "search"},
     {"runners", "export", "train", "formats"},
     {"passes"},
     {"planner", "islands", "eligible", "plan", "solve", "sums", "coverage", "costs"},
@@ -33,6 +33,7 @@ LEVEL = {unit: -depth for depth, floor in enumerate(FLOORS) for unit in floor}
 SIDEWAYS = (
     ("__main__", "cli", "__init__"),
     ("verify", "report"),
+    ("bench", "report"),
     ("export", "runners"),
     ("planner", "islands", "eligible", "plan"),
     ("solve", "sums", "plan"),

@@ -24,6 +24,8 @@ Labels = Annotated[str | None, typer.Option(help="Array of the data that holds l
 MetricSpec = Annotated[str | None, typer.Option(help="MODULE:FUNCTION(outputs, extras) -> number, higher is better.")]
 MaxDrop = Annotated[float | None, typer.Option(help="Most that the metric may drop.")]
 MinSqnr = Annotated[float | None, typer.Option(help="Least SQNR of every output, in dB.")]
+Host = Annotated[str | None, typer.Option(help="A board that SSH reaches, such as user@pi or user@pi:2222.")]
+HostPython = Annotated[str, typer.Option(help="The board's Python that has numpy and onnxruntime.")]
 
 
 def shapes_of(given: list[str]) -> tuple[tuple[str, tuple[int, ...]], ...] | None:
@@ -35,5 +37,3 @@ def shapes_of(given: list[str]) -> tuple[tuple[str, tuple[int, ...]], ...] | Non
             raise RecipeError(f"--shape {text}: give INPUT=DIMENSIONS, such as input=1,3,224,224")
         found.append((name, tuple(int(d) for d in dims.split(","))))
     return tuple(found) or None
-Host = Annotated[str | None, typer.Option(help="A board that SSH reaches, such as user@pi or user@pi:2222.")]
-HostPython = Annotated[str, typer.Option(help="The board's Python that has numpy and onnxruntime.")]

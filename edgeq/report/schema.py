@@ -69,8 +69,35 @@ class LayerDrift(msgspec.Struct, frozen=True):
     sqnr_db: float | None
 
 
+class PlaceOutput(msgspec.Struct, frozen=True):
+    """An output at one of several places. sqnr_db: against the reference, null where nothing changed.
+
+    apart: the largest difference from the first place. identical: no bit differs from it. steps: the most codes by
+    which the last quantized values before the output differ from the first place's; null where there are none.
+    """
+
+    name: str
+    sqnr_db: float | None
+    apart: float
+    identical: bool
+    steps: int | None
+
+
+class PlaceRow(msgspec.Struct, frozen=True):
+    """A target (or board) that the artifact ran at. stand_in: why another runtime took its place; else null."""
+
+    target: str
+    runtime: Runtime
+    outputs: tuple[PlaceOutput, ...]
+    metric: Metric | None = None
+    stand_in: str | None = None
+
+
 class Verification(msgspec.Struct, frozen=True):
-    """levels: worst output SQNR against the reference at each optimization level, null where nothing differs."""
+    """levels: worst output SQNR against the reference at each optimization level, null where nothing differs.
+
+    matrix: a row a place when there are several; the other fields are those of the first.
+    """
 
     samples: int
     outputs: tuple[OutputDrift, ...]
@@ -80,6 +107,30 @@ class Verification(msgspec.Struct, frozen=True):
     layers: tuple[LayerDrift, ...] = ()
     warnings: tuple[str, ...] = ()
     failures: tuple[str, ...] = ()
+    matrix: tuple[PlaceRow, ...] = ()
+
+
+class BenchRow(msgspec.Struct, frozen=True):
+    """latency_ms: the median over the rounds; low_ms, high_ms: their quartiles. ratio: times as fast as the first."""
+
+    model: str
+    threads: int
+    bytes: int
+    latency_ms: float
+    low_ms: float
+    high_ms: float
+    ratio: float
+
+
+class Bench(msgspec.Struct, frozen=True):
+    """Models timed in turns on one runtime. inputs: name → shape of what the first model was fed."""
+
+    place: str
+    runtime: Runtime
+    machine: str
+    rounds: int
+    inputs: dict[str, tuple[int, ...]]
+    rows: tuple[BenchRow, ...]
 
 
 class Report(msgspec.Struct, frozen=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import statistics
 import tempfile
 import time
@@ -78,13 +79,13 @@ class CpuSession:
         session = self._open(model)
         self._sessions: dict[tuple[str, ...], ort.InferenceSession] = {(): session}
         self._times: list[float] = []
+        self.report = {"version": version(), "machine": platform.machine()}
         self.outputs = tuple(o.name for o in session.get_outputs())
         self.inputs = {i.name: (i.type, tuple(i.shape)) for i in session.get_inputs()}
         self._optional = {i.name for i in session.get_overridable_initializers()}
 
     def _open(self, model: Path) -> ort.InferenceSession:
         chosen = quiet_options(self._chosen["threads"], self._chosen["optimization"], self._chosen["config"])
-        chosen.enable_cpu_mem_arena = self._chosen["keep"]
         if self._chosen["save_optimized"]:
             chosen.optimized_model_filepath = self._chosen["save_optimized"]
         try:

@@ -23,9 +23,13 @@ CHOICES: dict[str, tuple[str, ...]] = {"optimization": ("disabled", "basic", "al
 
 
 class Session(Protocol):
-    """One model loaded in one runtime. `run` returns the model's outputs and the values named in `taps`, by name."""
+    """One model loaded in one runtime. `run` returns the model's outputs and the values named in `taps`, by name.
+
+    report: what the runtime says of itself, `version` and `machine` among it, from the first run on.
+    """
 
     outputs: tuple[str, ...]
+    report: dict[str, Any]
 
     @property
     def latency_ms(self) -> float | None:

@@ -1,0 +1,67 @@
+"""Where an artifact is run: on a target's own runtime, on what stands in for it, or on a board over SSH."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from edgeq.errors import RecipeError, ToolError
+from edgeq.registry import load
+from edgeq.runners.session import Session
+from edgeq.target import Target
+
+
+@dataclass(frozen=True)
+class Place:
+    """name: the target's, or the board's. note: the line that says why another runtime stands in; else None."""
+
+    name: str
+    runner: ModuleType
+    options: Mapping[str, Any]
+    note: str | None = None
+
+    @property
+    def timed(self) -> bool:
+        """Whether its latency is that of the target's own runtime, on this machine or a board: no emulator's."""
+        return bool(self.runner.TIMED) and self.note is None
+
+    def open(self, model: Path, **more: Any) -> Session:
+        session: Session = self.runner.open_session(model, **{**self.options, **more})
+        return session
+
+
+def of_target(target: Target, strict: bool = False) -> Place:
+    """The target's runtime, or else its stand-in, unless `strict`. Raises ToolError when there is none to run on."""
+    why = "it runs on a device only"
+    if target.runner:
+        runner = load("edgeq.runners", target.runner, "open_session")
+        line = runner.missing()
+        if line is None:
+            return Place(target.name, runner, dict(target.runner_options))
+        why = line
+    if strict or not target.stand_in:
+        raise ToolError(f"target {target.name} can't be verified here: {why}")
+    stand_in = load("edgeq.runners", target.stand_in, "open_session")
+    return Place(target.name, stand_in, {}, f"verified on {stand_in.TITLE} instead of {target.title}: {why}")
+
+
+def board(host: str, python: str = "python3") -> Place:
+    """A board: "user@pi", "user@pi:2222" or "user@[::1]:2222". Raises RecipeError, ToolError without an SSH client."""
+    user, at, rest = host.rpartition("@")
+    if rest.startswith("["):
+        name, _, port = rest[1:].partition("]")
+        port = port.removeprefix(":")
+    elif rest.count(":") == 1:
+        name, _, port = rest.partition(":")
+    else:  # no port, or a bare IPv6 address
+        name, port = rest, ""
+    if port and not port.isdecimal():
+        raise RecipeError(f"{host!r} is not a board: give user@name or user@name:port")
+    runner = load("edgeq.runners", "ssh", "open_session")
+    if line := runner.missing():
+        raise ToolError(line)
+    options = {"host": f"{user}{at}{name}", "port": int(port) if port else None, "python": python}
+    return Place(host, runner, options)
