@@ -19,11 +19,12 @@ from edgeq.calibrate.summary import Summary
 from edgeq.costs import costly_joins
 from edgeq.coverage import Coverage, coverage
 from edgeq.data import Dataset, open_data
-from edgeq.errors import CalibrationError, RecipeError, TargetError
+from edgeq.data.images import resolve
+from edgeq.errors import RecipeError, TargetError
 from edgeq.graph import io
 from edgeq.graph.prepare import prepare
 from edgeq.graph.shapes import fix_shapes
-from edgeq.observation import observe
+from edgeq.observation import Ways, gather
 from edgeq.passes.tables import store_tables
 from edgeq.plan import Plan
 from edgeq.planner import plan
@@ -68,17 +69,23 @@ def quantize(
     metric: str | MetricFunction | None = None,
     budget: Budget | None = None,
     check: bool = True,
+    workers: int = 1,
+    dask: str | None = None,
+    stats: str | os.PathLike[str] | None = None,
+    save_stats: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
     **settings: Any,
 ) -> Result:
     """Quantize the model in `model` for a target; write the artifact, `recipe.toml` and `report.json` to `output`.
 
     target: by default the recipe's. calib: see `edgeq.data.open_data`; only the static method needs it.
-    eval_data: what to verify on, by default `calib`. check: whether to verify.
+    eval_data: what to verify on, by default `calib`. check: whether to verify. workers, dask, stats, save_stats: see
+    `edgeq.observation.Ways`.
     settings: fields of the recipe, which win over `recipe`'s; None leaves one as it is.
     Raises an EdgeqError, and then leaves nothing behind.
     """
     path = Path(model)
+    ways = Ways(workers, dask, stats, save_stats)
     chosen = resolve_recipe(recipe, target, **settings)
     aim = target if isinstance(target, Target) else targets.load(chosen.target)
     budget = budget or Budget()
@@ -86,12 +93,12 @@ def quantize(
         raise RecipeError("a budget needs a verification: give --calib or --eval, and leave out --no-verify")
     with work_folder(Path(output)) as work:
         source = io.load(path)
-        shapes = io.input_shapes(source)
-        data = open_data(calib, shapes) if calib is not None else None
-        held_out = open_data(eval_data, shapes) if eval_data is not None else data
+        chosen = _resolve_images(chosen, source)
+        data, held_out = (_open(given, chosen, source) for given in (calib, eval_data))
+        held_out = held_out or data
         progress("prepare", 0, None)
         prepared_path, prepared = _prepare(source, aim, chosen, work)
-        found, solution_plan, about = _quantize(prepared, prepared_path, aim, chosen, data, work, progress)
+        found, solution_plan, about = _quantize(prepared, prepared_path, aim, chosen, data, work, ways, progress)
         for name in aim.passes_after:
             load("edgeq.passes", name, "rewrite").rewrite(found)
         progress("save", 0, None)
@@ -100,7 +107,15 @@ def quantize(
         verification = None
         if check and held_out is not None:
             verification = verify_files(
-                path, artifact, aim, held_out, labels=labels, metric=metric, budget=budget, progress=progress
+                path,
+                artifact,
+                aim,
+                held_out,
+                recipe=chosen,
+                labels=labels,
+                metric=metric,
+                budget=budget,
+                progress=progress,
             )
         (work / "recipe.toml").write_text(recipes.dump(chosen))
         report = reports.build(path, artifact, aim, chosen, solution_plan, about, verification)
@@ -128,6 +143,24 @@ def resolve_recipe(
             if name is not None:
                 load(f"edgeq.{package}", name, having)
     return chosen
+
+
+def _resolve_images(recipe: Recipe, source: ir.Model) -> Recipe:
+    """The recipe with `preprocess` complete, as the model's input has it."""
+    if recipe.preprocess is None:
+        return recipe
+    shapes = [shape for name, shape in _shapes(recipe, source).items() if name not in dict(recipe.state).values()]
+    return msgspec.structs.replace(recipe, preprocess=resolve(recipe.preprocess, shapes[0] if shapes else None))
+
+
+def _shapes(recipe: Recipe, source: ir.Model) -> dict[str, tuple[int | None, ...] | None]:
+    return io.input_shapes(source) | dict(recipe.shapes)
+
+
+def _open(given: Any, recipe: Recipe, source: ir.Model) -> Dataset | None:
+    if given is None:
+        return None
+    return open_data(given, _shapes(recipe, source), recipe.preprocess, [into for _, into in recipe.state])
 
 
 def plan_file(model: str | os.PathLike[str], target: str | Target, recipe: Recipe) -> Plan:
@@ -168,7 +201,14 @@ def _prepare(source: ir.Model, target: Target, recipe: Recipe, work: Path) -> tu
 
 
 def _quantize(
-    prepared: ir.Model, path: Path, target: Target, recipe: Recipe, data: Dataset | None, work: Path, progress: Progress
+    prepared: ir.Model,
+    path: Path,
+    target: Target,
+    recipe: Recipe,
+    data: Dataset | None,
+    work: Path,
+    ways: Ways,
+    progress: Progress,
 ) -> tuple[ir.Model, Plan, dict[str, Any]]:
     """Plan, collect, solve and rewrite. Gives the quantized model, the final plan and what to report of the data."""
     progress("plan", 0, None)
@@ -177,10 +217,9 @@ def _quantize(
     summaries: dict[str, Summary] = {}
     about: dict[str, Any] = {"samples": 0, "data": None}
     if recipe.method == "static":
-        if data is None:
-            raise CalibrationError("static quantization needs calibration data: give --calib, or use --method dynamic")
-        summaries, seen = observe(made, prepared, path, recipe, data, work, progress)
-        about = {"samples": seen, "data": data.name}
+        found = gather(made, prepared, path, target, recipe, data, work, ways, progress)
+        summaries = found.summaries
+        about = {"samples": found.samples, "data": found.data}
         excluded |= costly_joins(made, prepared, target, recipe, summaries)
         made = plan(prepared, target, recipe, excluded)
     while True:

@@ -8,10 +8,12 @@ from typing import Any
 
 import onnx_ir as ir
 
+from edgeq import recipe as recipes
 from edgeq import target as targets
 from edgeq.data import open_data
 from edgeq.errors import ModelError
 from edgeq.graph import io
+from edgeq.recipe import Recipe
 from edgeq.report.schema import Verification
 from edgeq.target import Target
 from edgeq.types import Progress, silent
@@ -24,6 +26,7 @@ def verify_files(
     target: str | Target = "x86_64",
     data: Any = None,
     *,
+    recipe: Recipe | str | os.PathLike[str] | None = None,
     labels: str | None = None,
     metric: str | MetricFunction | None = None,
     budget: Budget | None = None,
@@ -32,12 +35,14 @@ def verify_files(
 ) -> Verification:
     """Measure an artifact against its reference; see `edgeq.verify.verify`.
 
-    The worst layers are measured when asked for, and when the budget is not met.
+    The worst layers are measured when asked for, and when the budget is not met. recipe: says how images become
+    samples, and which state is fed back.
     """
     left, right = Path(reference), Path(quantized)
     aim = targets.load(target) if isinstance(target, str) else target
     source, made = io.load(left), io.load(right)
-    dataset = open_data(data, io.input_shapes(source))
+    asked = recipe if isinstance(recipe, Recipe) else Recipe() if recipe is None else recipes.load(recipe)
+    dataset = open_data(data, io.input_shapes(source), asked.preprocess, [into for _, into in asked.state])
     missing = [n for n in io.input_shapes(made) if n not in io.input_shapes(source)]
     if missing:
         raise ModelError(f"{right}: has input {missing[0]!r}, which {left} does not: these are different models")
@@ -52,6 +57,7 @@ def verify_files(
         budget=budget,
         layers=shared_layers(source, made),
         layers_on_failure=not layers,
+        state=asked.state,
         progress=lambda n: progress("verify", n, dataset.count),
     )
 

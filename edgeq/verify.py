@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from edgeq.numerics.metrics import Drift
 from edgeq.registry import load
 from edgeq.report.schema import LayerDrift, LostSlice, Metric, OutputDrift, Runtime, Verification
 from edgeq.runners import fusion
+from edgeq.runners.feedback import Pairs, with_state
 from edgeq.runners.session import Session
 from edgeq.target import Target
 
@@ -22,6 +25,8 @@ LEVEL_SAMPLES = 8
 LEVELS_AGREE_DB = 40.0
 
 Outputs = Mapping[str, np.ndarray]
+Fed = Callable[[Session], Session]
+"""Gives a session of either model that is fed its state."""
 MetricFunction = Callable[[list[dict[str, np.ndarray]], dict[str, np.ndarray]], float]
 
 
@@ -105,14 +110,15 @@ def verify(
     budget: Budget | None = None,
     layers: Sequence[tuple[str, str, str]] = (),
     layers_on_failure: bool = False,
+    state: Pairs = (),
     threads: int = 1,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Verification:
     """Measure the artifact against the reference on the target's runtime, or on its stand-in where that is missing.
 
     layers: (node, op, value) triples whose value is compared in both models; layers_on_failure: only when the budget
-    is not met. A budget that is not met is written
-    into `failures`; nothing is raised for it. Raises CalibrationError, ModelError, RecipeError, VerifyError.
+    is not met. state: (output, input) pairs that each of the models is fed back, its own. A budget that is not met is
+    written into `failures`; nothing is raised for it. Raises CalibrationError, ModelError, RecipeError, VerifyError.
     """
     if budget is not None and budget.max_drop is not None and labels is None and metric is None:
         raise RecipeError("a largest drop needs something to measure: give --labels or --metric beside --max-drop")
@@ -121,10 +127,11 @@ def verify(
     options: dict[str, Any] = {"threads": threads} | (target.runner_options if note is None else {})
     float_runner = load("edgeq.runners", "cpu")
     judged = scores(data, labels, metric)
+    fed = partial(with_state, model=reference, pairs=state)
     float_session = float_runner.open_session(reference, threads=threads)
     session = runner.open_session(quantized, **options)
     try:
-        drifts, samples = _compare(float_session, session, data, judged, progress)
+        drifts, samples = _compare(fed(float_session), fed(session), data, judged, progress)
         found = tuple(_drift(name, drift) for name, drift in drifts.items())
         runtime = Runtime(
             runner.TITLE,
@@ -132,7 +139,7 @@ def verify(
             session.latency_ms if runner.TIMED else None,
             float_session.latency_ms if runner.TIMED else None,
         )
-        levels, level_warnings = _levels(quantized, float_session, data, target, threads)
+        levels, level_warnings = _levels(quantized, float_session, data, target, threads, fed)
     finally:
         float_session.close()
         session.close()
@@ -148,7 +155,7 @@ def verify(
     scored = judged.result(data.extras)
     failures = _failures(found, scored, budget or Budget())
     wanted = layers if failures or not layers_on_failure else ()
-    layer_drifts = _layers(reference, quantized, wanted, data, threads) if wanted else ()
+    layer_drifts = _layers(reference, quantized, wanted, data, threads, fed) if wanted else ()
     return Verification(samples, found, runtime, scored, levels, layer_drifts, tuple(warnings), failures)
 
 
@@ -169,7 +176,8 @@ def _compare(
 ) -> tuple[dict[str, Drift], int]:
     drifts: dict[str, Drift] = {}
     samples = 0
-    for reference, got in zip(float_session.run_many(data), session.run_many(data), strict=True):
+    left, right = tee(data)  # one walk: a loader that shuffles gives each walk another order
+    for reference, got in zip(float_session.run_many(left), session.run_many(right), strict=True):
         for name in reference:
             if name not in got or got[name].shape != reference[name].shape:
                 shape = got[name].shape if name in got else "missing"
@@ -196,21 +204,23 @@ def _drift(name: str, drift: Drift) -> OutputDrift:
 
 
 def _levels(
-    quantized: Path, float_session: Session, data: Dataset, target: Target, threads: int
+    quantized: Path, float_session: Session, data: Dataset, target: Target, threads: int, fed: Fed
 ) -> tuple[dict[str, float | None], list[str]]:
     """The worst output SQNR at each optimization level of onnxruntime, over a few samples."""
     runner = load("edgeq.runners", "cpu")
     few = list(data.take(LEVEL_SAMPLES))
-    references = [float_session.run(feeds) for feeds in few]
+    fed_float = fed(float_session)
+    references = [fed_float.run(feeds) for feeds in few]
     results: dict[str, list[dict[str, np.ndarray]]] = {}
     for level in ("disabled", "basic", "all"):
         try:
             # Without optimization all weights are dequantized at run time: that memory must not be kept.
-            session = runner.open_session(
+            opened = runner.open_session(
                 quantized, optimization=level, threads=threads, config=dict(target.session_config), keep=False
             )
         except EdgeqError as error:
             return {}, [f"optimization level {level}: {error}"]
+        session = fed(opened)
         results[level] = [session.run(feeds) for feeds in few]
         session.close()
     levels = {level: finite_db(_worst(references, got)) for level, got in results.items()}
@@ -229,12 +239,12 @@ def _worst(references: list[dict[str, np.ndarray]], got: list[dict[str, np.ndarr
 
 
 def _layers(
-    reference: Path, quantized: Path, layers: Sequence[tuple[str, str, str]], data: Dataset, threads: int
+    reference: Path, quantized: Path, layers: Sequence[tuple[str, str, str]], data: Dataset, threads: int, fed: Fed
 ) -> tuple[LayerDrift, ...]:
     """SQNR of intermediate values that both models have, in graph order."""
     runner = load("edgeq.runners", "cpu")
     names = [value for _, _, value in layers]
-    left, right = runner.open_session(reference, threads=threads), runner.open_session(quantized, threads=threads)
+    left, right = (fed(runner.open_session(model, threads=threads)) for model in (reference, quantized))
     drifts = {name: Drift(axes=()) for name in names}
     for feeds in data.take(LEVEL_SAMPLES):
         a, b = left.run(feeds, names), right.run(feeds, names)

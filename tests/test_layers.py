@@ -17,11 +17,11 @@ FLOORS = (
     {"__init__", "__main__", "cli", "pytest_plugin"},
     {"gate"},
     {"pipeline"},
-    {"observation", "verification"},
+    {"observation", "workers", "shards", "verification"},
     {"package", "verify", "bench", "report", "search"},
     {"runners", "export", "train", "formats"},
     {"passes"},
-    {"planner", "islands", "eligible", "plan", "solve", "sums", "coverage", "costs"},
+    {"planner", "islands", "eligible", "plan", "solve", "sums", "coverage", "costs", "stats"},
     {"graph", "recipe", "target", "data", "lock"},
     {"weights", "calibrate", "intops"},
     {"numerics"},
@@ -32,6 +32,7 @@ LEVEL = {unit: -depth for depth, floor in enumerate(FLOORS) for unit in floor}
 # The only steps sideways. Within a line each unit imports from those that follow it, so there is no way round.
 SIDEWAYS = (
     ("__main__", "cli", "__init__"),
+    ("observation", "workers", "shards"),
     ("verify", "report"),
     ("bench", "report"),
     ("export", "runners"),

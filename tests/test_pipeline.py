@@ -89,9 +89,10 @@ def test_dynamic_needs_no_data(tmp_path):
     assert session.run(None, {"input": np.zeros((1, 1, 8, 8), np.float32)})[0].shape == (1, 10)
 
 
-def test_fewer_samples_are_the_first_ones(tmp_path):
-    few = {k: v[:5] for k, v in np.load(CALIB).items()}
-    one = pipeline.quantize(DIGITS, "x86_64", CALIB, tmp_path / "a", recipe=Recipe(samples=5))
+def test_fewer_samples_are_drawn_by_the_seed(tmp_path):
+    drawn = sorted(np.random.default_rng(3).choice(len(np.load(CALIB)["input"]), 5, replace=False))
+    few = {k: v[drawn] for k, v in np.load(CALIB).items()}
+    one = pipeline.quantize(DIGITS, "x86_64", CALIB, tmp_path / "a", recipe=Recipe(samples=5, seed=3))
     two = pipeline.quantize(DIGITS, "x86_64", few, tmp_path / "b", recipe=Recipe(samples=5))
     assert one.report.calibration["samples"] == two.report.calibration["samples"] == 5
     assert one.artifact.read_bytes() == two.artifact.read_bytes()

@@ -26,7 +26,9 @@ def quantize(
     model: Model,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")],
     target: TargetOrRecipes = None,
-    calib: Annotated[str | None, typer.Option(help="Calibration data: .npz, folder, or MODULE:CALLABLE.")] = None,
+    calib: Annotated[
+        str | None, typer.Option(help="Calibration data: .npz, folder of arrays or images, or MODULE:CALLABLE.")
+    ] = None,
     eval_data: Annotated[
         str | None, typer.Option("--eval", help="Data to verify on; default: the calibration data.")
     ] = None,
@@ -34,6 +36,10 @@ def quantize(
     calibrator: Annotated[str | None, typer.Option(help="A calibrator of `edgeq methods`.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe.toml; options given beside it win.")] = None,
     shape: Shapes = [],  # noqa: B006
+    workers: Annotated[int, typer.Option(help="Processes that calibrate; the result is the same.")] = 1,
+    dask: Annotated[str | None, typer.Option(help="Scheduler of a Dask cluster that calibrates, HOST:PORT.")] = None,
+    save_stats: Annotated[Path | None, typer.Option(help="Also write the statistics of the data to this file.")] = None,
+    stats: Annotated[Path | None, typer.Option(help="Such a file, in place of calibration data.")] = None,
     labels: Labels = None,
     metric: MetricSpec = None,
     max_drop: MaxDrop = None,
@@ -63,6 +69,10 @@ def quantize(
             metric=metric,
             budget=Budget(max_drop, min_sqnr),
             check=check,
+            workers=workers,
+            dask=dask,
+            stats=stats,
+            save_stats=save_stats,
             progress=advance,
         )
     if as_json:

@@ -6,6 +6,7 @@ import math
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -58,22 +59,28 @@ def _sample(array: np.ndarray, index: int, shape: Shape) -> np.ndarray:
     return array[index : index + 1]
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """All arrays of an .npz without pickle, each header checked against the file before memory is taken."""
+def read_npz(file: Path | BytesIO, name: str = "") -> dict[str, np.ndarray]:
+    """All arrays of an .npz without pickle, each header checked against the file before memory is taken.
+
+    name: of `file` in messages, by default its path. Raises CalibrationError.
+    """
+    name = name or str(file)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file) as archive:
             total = sum(info.file_size for info in archive.infolist())
             if total > MAX_ARRAY_BYTES:
                 raise CalibrationError(
-                    f"{path}: unpacks to {total >> 30} GiB, over the limit of {MAX_ARRAY_BYTES >> 30}"
+                    f"{name}: unpacks to {total >> 30} GiB, over the limit of {MAX_ARRAY_BYTES >> 30}"
                 )
             for info in archive.infolist():
                 with archive.open(info) as stream:
                     _check_header(stream, info.file_size, info.filename)
-        with np.load(path, allow_pickle=False) as archive:
+        if isinstance(file, BytesIO):
+            file.seek(0)
+        with np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files}
     except UNREADABLE as error:
-        raise CalibrationError(f"{path}: not a readable .npz of plain arrays ({error})") from None
+        raise CalibrationError(f"{name}: not a readable .npz of plain arrays ({error})") from None
 
 
 def _check_header(stream: IO[bytes], size: int, name: str) -> None:

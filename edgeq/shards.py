@@ -1,0 +1,98 @@
+"""One part of the data, counted anywhere: a `Task` is plain data, and `count_part` needs only it and the model file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edgeq import stats
+from edgeq.calibrate.collect import collect
+from edgeq.data import BLOCK, Dataset, Feeds, open_data
+from edgeq.recipe import Preprocess, Recipe
+from edgeq.registry import load
+from edgeq.runners.feedback import with_state
+from edgeq.stats import Statistics
+
+
+class Packed(msgspec.Struct, array_like=True, frozen=True):
+    """An array as plain data."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    content: bytes
+
+
+class Task(msgspec.Struct, frozen=True):
+    """What to look at, and on which samples.
+
+    calibrators: value → calibrator. outputs: value → the name under which the model file gives it. source: what
+    `open_data` makes the data from, with shapes, those of the inputs; where there is no such thing, `packed` holds the
+    samples themselves. samples, seed, preprocess, state: the recipe's. part: which of `parts` of the samples so chosen.
+    threads: samples in flight at a time.
+    """
+
+    calibrators: dict[str, str]
+    outputs: dict[str, str]
+    source: str = ""
+    packed: tuple[dict[str, Packed], ...] = ()
+    shapes: dict[str, tuple[int | None, ...] | None] = {}
+    samples: int = 0
+    seed: int = 0
+    preprocess: Preprocess | None = None
+    state: tuple[tuple[str, str], ...] = ()
+    part: int = 0
+    parts: int = 1
+    threads: int = 1
+
+
+def chosen(data: Dataset, recipe: Recipe | Task) -> Dataset:
+    """The samples of the data that calibrate: drawn by `seed`, but in a sequence the first ones."""
+    return data.take(recipe.samples) if recipe.state else data.sample(recipe.samples, recipe.seed)
+
+
+def count(model: Path, task: Task, data: Dataset, progress: Callable[[int], None] = lambda _: None) -> Statistics:
+    """Run the model on all of `data`. A stateful one takes its samples one after the other, whatever `threads` says."""
+    # One sample a core beats all cores on one sample, and the reductions run in parallel too.
+    session = load("edgeq.runners", "cpu").open_session(model, threads=1)
+    try:
+        running = with_state(session, model, task.state, show=True)
+        threads = 1 if task.state else task.threads
+        summaries, seen = collect(running, data, task.calibrators, task.outputs, progress, threads)
+    finally:
+        session.close()
+    return Statistics(summaries, tuple(task.calibrators), seen)
+
+
+def count_part(model: Path, task: bytes, progress: Callable[[int], None] = lambda _: None) -> bytes:
+    """The statistics (`stats.dump`) of one part. A pure function of the two files' contents and the data."""
+    asked = msgspec.msgpack.decode(task, type=Task)
+    if asked.source:
+        data = open_data(asked.source, asked.shapes, asked.preprocess, [into for _, into in asked.state])
+        mine = chosen(data, asked).part(asked.part, asked.parts)
+    else:
+        mine = Dataset("data", lambda: map(_unpack, asked.packed), len(asked.packed))
+    return stats.dump(count(model, asked, mine, progress))
+
+
+def split(task: Task, data: Dataset, parts: int) -> list[bytes]:
+    """The tasks of all parts. Data that no other process can open goes along, each sample in one of them."""
+    pieces = [msgspec.structs.replace(task, part=part, parts=parts) for part in range(parts)]
+    if data.source is not None:
+        pieces = [msgspec.structs.replace(piece, source=data.source) for piece in pieces]
+    else:
+        packed: list[list[dict[str, Packed]]] = [[] for _ in pieces]
+        for index, feeds in enumerate(chosen(data, task)):
+            packed[index // BLOCK % parts].append(_pack(feeds))
+        pieces = [msgspec.structs.replace(p, packed=tuple(held)) for p, held in zip(pieces, packed, strict=True)]
+    return [msgspec.msgpack.encode(piece) for piece in pieces]
+
+
+def _pack(feeds: Feeds) -> dict[str, Packed]:
+    return {k: Packed(a.dtype.str, a.shape, a.tobytes()) for k, a in feeds.items()}
+
+
+def _unpack(feeds: dict[str, Packed]) -> Feeds:
+    return {k: np.frombuffer(p.content, p.dtype).reshape(p.shape) for k, p in feeds.items()}
