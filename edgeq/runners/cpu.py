@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 from edgeq.errors import CalibrationError, ModelError
 from edgeq.graph.io import one_line
-from edgeq.runners import taps as tapping
+from edgeq.graph.observe import observable
 from edgeq.runners.session import COMMON, Feeds, Outputs, options
 
 TITLE = "onnxruntime CPU"
@@ -121,7 +121,7 @@ class CpuSession:
     def _with_taps(self, names: tuple[str, ...]) -> ort.InferenceSession:
         if names not in self._sessions:
             folder = Path(tempfile.mkdtemp(dir=self._work.name))
-            self._sessions[names] = self._open(tapping.with_taps(self.model, names, folder))
+            self._sessions[names] = self._open(observable(self.model, names, folder)[0])
         return self._sessions[names]
 
 

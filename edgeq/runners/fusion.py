@@ -9,8 +9,9 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from edgeq.graph import io
 from edgeq.graph.edit import all_graphs
-from edgeq.runners import cpu, taps
+from edgeq.runners import cpu
 from edgeq.target import Target
 
 FLOAT_FORMS = {
@@ -37,7 +38,7 @@ def placement(model: Path, target: Target) -> Placement:
             model, optimization="all", save_optimized=str(path), config=dict(target.session_config)
         )
         session.close()
-        optimized = taps.load(path)
+        optimized = io.load(path)
         kernels: Counter[str] = Counter()
         by_name: dict[str, str] = {}
         for graph in all_graphs(optimized):
@@ -50,7 +51,7 @@ def placement(model: Path, target: Target) -> Placement:
                 for output in node.outputs:
                     by_name.setdefault(f"output {output.name}", kind)
     wrong = []
-    for node in quantized_nodes(taps.load(model), target):
+    for node in quantized_nodes(io.load(model), target):
         forms = FLOAT_FORMS.get(node.op_type, {node.op_type})
         seen = by_name.get(node.name or "") or by_name.get(f"output {node.outputs[0].name}")
         if seen in forms:

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from edgeq.errors import ModelError, ToolError
+from edgeq.graph import io
+from edgeq.graph.observe import observable
 from edgeq.runners import process
-from edgeq.runners import taps as tapping
 from edgeq.runners.session import Feeds, Outputs
 
 _CHUNK = 256 * 2**20  # bytes of feeds that one process is given
@@ -55,7 +56,7 @@ class JobSession:
     names: tuple[Sequence[str], Sequence[str]] | None = None
 
     def __post_init__(self) -> None:
-        inputs, outputs = self.names or tapping.signature(self.model)
+        inputs, outputs = self.names or _signature(self.model)
         self.inputs: tuple[str, ...] = tuple(inputs)
         self.outputs: tuple[str, ...] = tuple(outputs)
         self.report: dict[str, Any] = {}
@@ -89,7 +90,7 @@ class JobSession:
             return self.model.resolve()
         if names not in self._models:
             folder = Path(tempfile.mkdtemp(dir=self._work))
-            self._models[names] = tapping.with_taps(self.model, names, folder).resolve()
+            self._models[names] = observable(self.model, names, folder)[0].resolve()
         return self._models[names]
 
     def _write(self, remaining: Iterator[Feeds], folder: Path) -> int:
@@ -111,7 +112,7 @@ class JobSession:
         data: list[str] = []
         if self.carries_model:
             shutil.copyfile(model, folder / f"model{model.suffix}")
-            data = [] if self.names else tapping.copy_data(model, folder)
+            data = [] if self.names else _copy_data(model, folder)
         job = {
             "model": f"model{model.suffix}" if self.carries_model else str(model),
             "data": data,
@@ -148,8 +149,23 @@ def local(argv: Sequence[str], what: str, timeout: float, env: Mapping[str, str]
 
 def operators(model: Path) -> dict[str, int]:
     """How many nodes of each operator a model has, subgraphs included, sorted by name."""
-    graph = tapping.load(model).graph
+    graph = io.load(model).graph
     return dict(sorted(Counter(node.op_type for node in graph.all_nodes()).items()))
+
+
+def _signature(model: Path) -> tuple[list[str], list[str]]:
+    """The names of a model's inputs (without initializers) and outputs."""
+    loaded = io.load(model)
+    return list(io.input_shapes(loaded)), [v.name or "" for v in loaded.graph.outputs]
+
+
+def _copy_data(model: Path, folder: Path) -> list[str]:
+    """Copies the external weights of a model to where a copy of it in `folder` finds them; their locations."""
+    locations = [str(file.relative_to(model.parent)) for file in io.files(model)[1:]]
+    for location in locations:
+        (folder / location).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(model.parent / location, folder / location)
+    return locations
 
 
 def _read(path: Path, what: str) -> np.ndarray:
