@@ -31,6 +31,7 @@ from edgeq.planner import plan
 from edgeq.recipe import Recipe
 from edgeq.registry import load
 from edgeq.report import build as reports
+from edgeq.report.evidence import Evidence, drawn, ranges
 from edgeq.report.folder import publish, work_folder
 from edgeq.report.schema import Report, dump
 from edgeq.solve import solve
@@ -69,6 +70,7 @@ def quantize(
     metric: str | MetricFunction | None = None,
     budget: Budget | None = None,
     check: bool = True,
+    layers: bool = False,
     workers: int = 1,
     dask: str | None = None,
     stats: str | os.PathLike[str] | None = None,
@@ -79,8 +81,8 @@ def quantize(
     """Quantize the model in `model` for a target; write the artifact, `recipe.toml` and `report.json` to `output`.
 
     target: by default the recipe's. calib: see `edgeq.data.open_data`; only the static method needs it.
-    eval_data: what to verify on, by default `calib`. check: whether to verify. workers, dask, stats, save_stats: see
-    `edgeq.observation.Ways`.
+    eval_data: what to verify on, by default `calib`. check: whether to verify. layers: measure every layer too.
+    workers, dask, stats, save_stats: see `edgeq.observation.Ways`.
     settings: fields of the recipe, which win over `recipe`'s; None leaves one as it is.
     Raises an EdgeqError, and then leaves nothing behind.
     """
@@ -98,7 +100,7 @@ def quantize(
         held_out = held_out or data
         progress("prepare", 0, None)
         prepared_path, prepared = _prepare(source, aim, chosen, work)
-        found, solution_plan, about = _quantize(prepared, prepared_path, aim, chosen, data, work, ways, progress)
+        found, final, evidence = _quantize(prepared, prepared_path, aim, chosen, data, work, ways, progress)
         for name in aim.passes_after:
             load("edgeq.passes", name, "rewrite").rewrite(found)
         progress("save", 0, None)
@@ -115,13 +117,14 @@ def quantize(
                 labels=labels,
                 metric=metric,
                 budget=budget,
+                layers=layers,
                 progress=progress,
             )
         (work / "recipe.toml").write_text(recipes.dump(chosen))
-        report = reports.build(path, artifact, aim, chosen, solution_plan, about, verification)
+        report = reports.build(path, artifact, aim, chosen, final, evidence, verification)
         (work / "report.json").write_bytes(dump(report))
         publish(work, Path(output))
-    return Result(Path(output), Path(output) / artifact.name, report, solution_plan)
+    return Result(Path(output), Path(output) / artifact.name, report, final)
 
 
 def resolve_recipe(
@@ -209,8 +212,8 @@ def _quantize(
     work: Path,
     ways: Ways,
     progress: Progress,
-) -> tuple[ir.Model, Plan, dict[str, Any]]:
-    """Plan, collect, solve and rewrite. Gives the quantized model, the final plan and what to report of the data."""
+) -> tuple[ir.Model, Plan, Evidence]:
+    """Plan, collect, solve and rewrite. Gives the quantized model, the final plan and what to report of the way."""
     progress("plan", 0, None)
     excluded: dict[str, str] = {}
     made = plan(prepared, target, recipe, excluded)
@@ -231,9 +234,10 @@ def _quantize(
         excluded |= failed
         made = plan(prepared, target, recipe, excluded)
     progress("rewrite", 0, None)
+    evidence = Evidence(drawn(prepared, made), ranges(made, summaries, solution.groups), about)
     store_tables(prepared, made, solution)
     rewrite = load("edgeq.passes", REWRITES[recipe.method], "apply").apply
-    return rewrite(prepared, made, solution, target), made, about
+    return rewrite(prepared, made, solution, target), made, evidence
 
 
 def _count(progress: Progress, step: str, total: int, done: int) -> None:

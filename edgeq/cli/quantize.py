@@ -45,6 +45,7 @@ def quantize(
     max_drop: MaxDrop = None,
     min_sqnr: MinSqnr = None,
     check: Annotated[bool, typer.Option("--verify/--no-verify", help="Run the result against the float model.")] = True,
+    layers: Annotated[bool, typer.Option("--layers", help="Also measure every layer that both models have.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -69,6 +70,7 @@ def quantize(
             metric=metric,
             budget=Budget(max_drop, min_sqnr),
             check=check,
+            layers=layers,
             workers=workers,
             dask=dask,
             stats=stats,

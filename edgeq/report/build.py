@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from edgeq.graph import io
 from edgeq.plan import BRIDGE, DYNAMIC, FLOAT, FOLDED, INTEGER, QUIET, Plan
 from edgeq.recipe import Recipe
+from edgeq.report.evidence import Evidence
 from edgeq.report.schema import FileInfo, FloatNode, Nodes, Report, Verification
 from edgeq.target import Target
 
@@ -22,10 +22,10 @@ def build(
     target: Target,
     recipe: Recipe,
     made: Plan,
-    about: dict[str, Any],
+    evidence: Evidence,
     verification: Verification | None,
 ) -> Report:
-    """The report of an artifact file that was made from the model file `path`. about: what to say of the data."""
+    """The report of an artifact file that was made from the model file `path`."""
     listed = tuple(
         FloatNode(n.name, n.op, n.reason) for n in made.nodes if n.decision in (FLOAT, BRIDGE) and n.op not in QUIET
     )
@@ -38,12 +38,14 @@ def build(
         recipe=msgspec.to_builtins(recipe),
         versions=versions(),
         nodes=Nodes(len(made.nodes), integer, listed),
-        calibration=about,
+        calibration=evidence.calibration,
         outputs=verification.outputs if verification else (),
         runtime=verification.runtime if verification else None,
         metric=verification.metric if verification else None,
         warnings=tuple(warnings),
         verification=verification,
+        graph=evidence.graph,
+        ranges=evidence.ranges,
     )
 
 

@@ -29,6 +29,35 @@ class Nodes(msgspec.Struct, frozen=True):
     float: tuple[FloatNode, ...]
 
 
+class DrawnNode(msgspec.Struct, frozen=True):
+    """A node as it was planned. reads: indices of the nodes whose results it reads, all of them earlier ones."""
+
+    name: str
+    op: str
+    decision: str
+    reason: str = ""
+    reads: tuple[int, ...] = ()
+
+
+class ActivationRange(msgspec.Struct, frozen=True):
+    """A range that calibration chose. lo, hi: what was seen; low, high: what codes can express.
+
+    clipped: share of the values beyond that, by the histogram. counts: values in bins of equal width over lo..hi;
+    none for a calibrator that needs no histogram.
+    """
+
+    name: str
+    dtype: str
+    scale: float
+    zero_point: int
+    lo: float
+    hi: float
+    low: float
+    high: float
+    clipped: float = 0.0
+    counts: tuple[int, ...] = ()
+
+
 class LostSlice(msgspec.Struct, frozen=True):
     axis: int
     index: int
@@ -146,6 +175,8 @@ class Report(msgspec.Struct, frozen=True):
     metric: Metric | None
     warnings: tuple[str, ...]
     verification: Verification | None = None
+    graph: tuple[DrawnNode, ...] = ()
+    ranges: tuple[ActivationRange, ...] = ()
     schema_version: Literal[1] = 1
 
 
