@@ -61,7 +61,10 @@ def reasons(result):
 
 
 def test_tied_weights_and_biases(tmp_path):
-    assert quantize(tmp_path, TWICE, {"w": W, "b": B}, *IMAGE_IO, IMAGES).plan.counts() == {"integer": 2, "folded": 1}
+    result = quantize(tmp_path, TWICE, {"w": W, "b": B}, *IMAGE_IO, IMAGES)
+    assert result.plan.counts() == {"integer": 2, "folded": 1}
+    stored = onnx.load(result.artifact).graph.initializer
+    assert [list(t.dims) for t in stored].count([4, 4, 3, 3]) == 1
 
 
 def test_names_that_collide_with_ours(tmp_path):

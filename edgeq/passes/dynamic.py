@@ -50,7 +50,7 @@ class _Writer:
     def __init__(self, model: ir.Model, solution: Solution) -> None:
         self.model, self.solution, self.names = model, solution, Names(model)
         self.quantized: dict[tuple[ir.Value, ir.Graph], tuple[ir.Value, ir.Value, ir.Value]] = {}
-        self.stored: dict[tuple[str, bool, bytes], tuple[ir.Value, ir.Value, ir.Value]] = {}
+        self.stored: dict[tuple[QTensor, bool], tuple[ir.Value, ir.Value, ir.Value]] = {}
 
     def rewrite(self, node: ir.Node) -> None:
         {"MatMul": self._matmul, "Gemm": self._matmul, "Conv": self._conv, "LSTM": self._lstm}[node.op_type](node)
@@ -144,7 +144,7 @@ class _Writer:
     ) -> tuple[ir.Value, ir.Value, ir.Value]:
         source = node.inputs[index]
         assert source is not None
-        key = (source.name or "", transpose, tensor.params.scale.tobytes())
+        key = (tensor, transpose)
         if key not in self.stored:
             codes = np.ascontiguousarray(tensor.data.T) if transpose else tensor.data
             zero = tensor.params.zero_point.astype(storage_dtype(tensor.params.spec.dtype))

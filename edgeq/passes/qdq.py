@@ -79,7 +79,7 @@ class _Writer:
             for value in values_of(graph):
                 self.values.setdefault(value.name or "", value)
         self.params: dict[str, tuple[ir.Value, ir.Value]] = {}
-        self.constants: dict[tuple[ir.Value, int], tuple[ir.Value, ir.Value, ir.Value | None]] = {}
+        self.constants: dict[tuple[ir.Value, QTensor], tuple[ir.Value, ir.Value, ir.Value | None]] = {}
 
     def activation(self, plan: ValuePlan) -> None:
         value, params = self.values[plan.name], self.solution.groups[plan.group]
@@ -112,13 +112,13 @@ class _Writer:
             self._become_output(value, inner, home)
 
     def constant_input(self, node_name: str, index: int, tensor: QTensor) -> None:
-        """Let an input of a node be DequantizeLinear of stored codes; equal tensors are stored once."""
+        """Let an input of a node be DequantizeLinear of stored codes; what several nodes are given is stored once."""
         node = self.nodes[node_name]
         old = node.inputs[index]
         assert old is not None
         assert isinstance(node.graph, ir.Graph)
         params, dtype = tensor.params, tensor.params.spec.dtype
-        key = (old, hash((params.spec, tensor.data.tobytes(), params.scale.tobytes())))
+        key = (old, tensor)
         if key not in self.constants:
             base = old.name or f"{node_name}_{index}"
             main = self.model.graph
