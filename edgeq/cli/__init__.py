@@ -16,7 +16,19 @@ from edgeq import __version__
 from edgeq.cli.say import complain, print_line
 from edgeq.errors import EdgeqError
 
-COMMANDS = ("export", "inspect", "plan", "quantize", "verify", "bench", "check", "report", "targets", "methods", "doctor")
+COMMANDS = (
+    "export",
+    "inspect",
+    "plan",
+    "quantize",
+    "verify",
+    "bench",
+    "check",
+    "report",
+    "targets",
+    "methods",
+    "doctor",
+)
 """In the order of the help."""
 
 app = typer.Typer(
