@@ -223,6 +223,8 @@ def _quantize(
         found = gather(made, prepared, path, target, recipe, data, work, ways, progress)
         summaries = found.summaries
         about = {"samples": found.samples, "data": found.data}
+        if ways.stats is not None:
+            about["statistics"] = Path(ways.stats).name
         excluded |= costly_joins(made, prepared, target, recipe, summaries)
         made = plan(prepared, target, recipe, excluded)
     while True:

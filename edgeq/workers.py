@@ -105,7 +105,7 @@ def on_dask(address: str, model: Path, split: Callable[[int], list[bytes]], prog
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a large graph: that is the model, sent once
-            with Client(address, timeout=_WAIT, set_as_default=False) as client:
+            with Client(address, timeout=_WAIT, set_as_default=False) as client, client.as_current():
                 tasks = split(2 * max(len(client.nthreads()), 1))
                 # Not scattered: what a task made is made again when the worker that holds it dies.
                 shared = client.submit(list, files, pure=False)

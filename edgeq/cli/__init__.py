@@ -30,6 +30,7 @@ COMMANDS = (
     "doctor",
 )
 """In the order of the help."""
+INTERRUPTED = 130
 
 app = typer.Typer(
     help="Takes a trained model to the artifact that an edge target really executes, and proves it.",
@@ -46,13 +47,15 @@ def main() -> None:
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # typer's answer to Ctrl-C, without a word
+            raise KeyboardInterrupt
         sys.exit(code if isinstance(code, int) else 0)
     except EdgeqError as error:
         complain(str(error))
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         complain("interrupted; nothing was written")
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except Exception as error:
         if not hasattr(error, "format_message"):  # click's usage errors have it, whichever click typer carries
             raise

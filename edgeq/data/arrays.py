@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
+from tokenize import TokenError
 from typing import IO
 
 import numpy as np
@@ -18,7 +19,9 @@ from edgeq.errors import CalibrationError
 Shape = tuple[int | None, ...] | None
 Shapes = Mapping[str, Shape]
 MAX_ARRAY_BYTES = 64 << 30
-UNREADABLE = (OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError, SyntaxError)
+UNREADABLE = (
+    OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError, SyntaxError, TokenError
+)  # fmt: skip
 """What numpy, zipfile and zlib raise for damaged, encrypted or pickled files."""
 
 

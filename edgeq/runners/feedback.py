@@ -47,7 +47,7 @@ class Feedback:
     held: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.outputs = self.session.outputs
+        self.outputs, self.report = self.session.outputs, self.session.report
 
     @property
     def latency_ms(self) -> float | None:
