@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import onnx_ir as ir
 
 from edgeq.eligible import Context, join_problem, table_problem, weight_problem
@@ -102,7 +103,7 @@ class _Islands:
     def _fold(self, node: ir.Node) -> bool:
         """An activation behind an integer node whose output nobody else reads becomes part of that node's kernel.
 
-        A folded one (Relu, or Clip from 0) is part of the output's range, a fused one the kernel applies itself.
+        A folded one (Relu, or a Clip around 0) is part of the output's range, a fused one the kernel applies itself.
         """
         source = node.inputs[0] if node.inputs else None
         producer = source.producer() if source is not None else None
@@ -114,7 +115,7 @@ class _Islands:
         fuses = node.op_type in rule.fuses
         if not alone or not (folds or fuses):
             return False
-        if not fuses and node.op_type == "Clip" and _constant_scalar(node, 1) != 0.0:
+        if not fuses and node.op_type == "Clip" and _clip_bounds(node) is None:
             return False
         if node.name in self.context.excluded or self.context.recipe.override(node.name or "", node.op_type).float:
             return False
@@ -140,6 +141,7 @@ class _Islands:
         specs: dict[ir.Value, tuple[QSpec, str]] = {}
         writers: dict[ir.Value, str] = {}
         fixed: dict[ir.Value, FixedOutput] = {}
+        bounds: dict[ir.Value, tuple[float, float]] = {}
         groups = _Groups()
         for node in nodes:
             if self.decision[node] != INTEGER:
@@ -160,6 +162,9 @@ class _Islands:
                 specs.setdefault(value, chosen)
                 if rule.output is not None and rule.output.dtype in ("", spec.dtype):
                     fixed[value] = rule.output
+                clip = value.producer() if value not in node.outputs else None
+                if clip is not None and clip.op_type == "Clip" and (limits := _clip_bounds(clip)) is not None:
+                    bounds[value] = limits
             if rule.role == "same":
                 for value in [*ins[1:], *outs]:
                     groups.join(ins[0], value)
@@ -174,6 +179,7 @@ class _Islands:
                 tuple(dict.fromkeys(names)),
                 fixed_groups.get(groups.root(value)),
                 writers.get(value, ""),
+                bounds.get(groups.root(value), (-np.inf, np.inf)),
             )
             for value, names in readers.items()
         ]
@@ -222,8 +228,12 @@ class _Groups:
             self._parent[b] = a
 
 
-def _constant_scalar(node: ir.Node, index: int) -> float | None:
-    value = node.inputs[index] if index < len(node.inputs) else None
-    if value is None or not is_constant(value) or value.const_value is None or value.const_value.size != 1:
-        return None
-    return float(value.const_value.numpy().reshape(()))
+def _clip_bounds(node: ir.Node) -> tuple[float, float] | None:
+    """What a Clip leaves through, if that is constant and holds 0: codes always reach 0, so else they reach too far."""
+    found = [-np.inf, np.inf]
+    for index, value in enumerate(node.inputs[1:3]):
+        if value is not None:
+            if not is_constant(value) or value.const_value is None or value.const_value.size != 1:
+                return None
+            found[index] = float(value.const_value.numpy().reshape(()))
+    return (found[0], found[1]) if found[0] <= 0 <= found[1] else None

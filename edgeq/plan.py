@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 
 from edgeq.target import FixedOutput, Method
@@ -36,6 +37,7 @@ class ValuePlan:
     """A value that becomes codes. group: values with the same group share parameters; the first named is observed.
 
     everyone: all readers get the rounded value, since the producing kernel, node `writer`, is integer only then.
+    bounds: no code may mean a number outside, since only then does a folded Clip change nothing.
     """
 
     name: str
@@ -46,6 +48,7 @@ class ValuePlan:
     readers: tuple[str, ...]
     fixed: FixedOutput | None = None
     writer: str = ""
+    bounds: tuple[float, float] = (-np.inf, np.inf)
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ import onnx_ir as ir
 from edgeq.calibrate.summary import Summary
 from edgeq.errors import CalibrationError, ModelError
 from edgeq.graph.edit import all_graphs
-from edgeq.numerics.affine import MIN_SCALE, bias_params, least_weight_scale, qparams, quantize, quantize_bias
+from edgeq.numerics.affine import MIN_SCALE, bias_params, least_weight_scale, qparams, quantize, quantize_bias, within
 from edgeq.plan import Plan, ValuePlan, WeightPlan
 from edgeq.registry import load
 from edgeq.sums import tie_free
-from edgeq.types import QParams, QSpec, QTensor, Solution, Stats
+from edgeq.types import QParams, QTensor, Solution, Stats
 
 
 def solve(
@@ -77,15 +77,15 @@ def _activation(value: ValuePlan, constant: ir.TensorProtocol | None, summary: S
         array = constant.numpy()
         if array.size == 0:
             raise CalibrationError("an empty constant")
-        return _params(float(array.min()), float(array.max()), value.spec)
+        return _params(float(array.min()), float(array.max()), value)
     if summary is None:
         raise CalibrationError("no calibration sample reached it")
     chosen = load("edgeq.calibrate", value.calibrator, "choose").choose(summary, value.spec)
-    return _params(chosen.lo, chosen.hi, value.spec)
+    return _params(chosen.lo, chosen.hi, value)
 
 
-def _params(lo: float, hi: float, spec: QSpec) -> QParams:
-    found = qparams(lo, hi, spec)
+def _params(lo: float, hi: float, value: ValuePlan) -> QParams:
+    found = within(qparams(lo, hi, value.spec), *value.bounds)
     if found.scale <= MIN_SCALE:
         raise CalibrationError(f"its range of {lo:.3g} to {hi:.3g} is too small for a step")
     return found

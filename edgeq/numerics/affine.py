@@ -64,6 +64,21 @@ def qparams(lo: np.ndarray | float, hi: np.ndarray | float, spec: QSpec) -> QPar
     return QParams(scale, point.astype(np.int32), spec)
 
 
+def within(params: QParams, lo: float, hi: float) -> QParams:
+    """The same zero point, with the scale lowered until no code means a number outside [lo, hi]; lo <= 0 <= hi.
+
+    For one scale. A zero point that leaves codes where a bound of 0 allows none keeps the scale: no scale would do.
+    """
+    below, above = int(params.zero_point) - params.spec.qmin, params.spec.qmax - int(params.zero_point)
+    scale = np.float32(params.scale)
+    for steps, bound in ((below, -lo), (above, hi)):
+        if steps and 0 < bound < np.float32(steps) * scale:
+            scale = np.float32(bound / steps)
+            if np.float32(steps) * scale > bound:  # as a runtime compares them, in float32
+                scale = np.nextafter(scale, np.float32(0))
+    return QParams(np.asarray(scale, np.float32), params.zero_point, params.spec)
+
+
 def params_shape(shape: tuple[int, ...], granularity: Granularity) -> tuple[int, ...]:
     """The shape of scale and zero point for a tensor of `shape`."""
     match granularity:
