@@ -13,6 +13,7 @@ import msgspec
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, TopologicalSortPass
 
+from edgeq import golden
 from edgeq import recipe as recipes
 from edgeq import target as targets
 from edgeq.calibrate.summary import Summary
@@ -108,6 +109,7 @@ def quantize(
         artifact = load("edgeq.formats", f"{aim.format}_artifact", "write").write(found, work, path)
         verification = None
         if check and held_out is not None:
+            kept = golden.Golden()
             verification = verify_files(
                 path,
                 artifact,
@@ -118,8 +120,10 @@ def quantize(
                 metric=metric,
                 budget=budget,
                 layers=layers,
+                keep=kept,
                 progress=progress,
             )
+            golden.save(kept, work / golden.NAME)
         (work / "recipe.toml").write_text(recipes.dump(chosen))
         report = reports.build(path, artifact, aim, chosen, final, evidence, verification)
         (work / "report.json").write_bytes(dump(report))

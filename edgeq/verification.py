@@ -17,7 +17,7 @@ from edgeq.recipe import Recipe
 from edgeq.report.schema import Verification
 from edgeq.target import Target
 from edgeq.types import Progress, silent
-from edgeq.verify import Budget, MetricFunction, verify
+from edgeq.verify import Budget, Keep, MetricFunction, verify
 
 
 def verify_files(
@@ -31,6 +31,7 @@ def verify_files(
     metric: str | MetricFunction | None = None,
     budget: Budget | None = None,
     layers: bool = False,
+    keep: Keep = lambda feeds, outputs: None,
     progress: Progress = silent,
 ) -> Verification:
     """Measure an artifact against its reference; see `edgeq.verify.verify`.
@@ -58,6 +59,7 @@ def verify_files(
         layers=shared_layers(source, made),
         layers_on_failure=not layers,
         state=asked.state,
+        keep=keep,
         progress=lambda n: progress("verify", n, dataset.count),
     )
 

@@ -27,6 +27,7 @@ LEVELS_AGREE_DB = 40.0
 Outputs = Mapping[str, np.ndarray]
 Fed = Callable[[Session], Session]
 """Gives a session of either model that is fed its state."""
+Keep = Callable[[Outputs, Outputs], None]
 MetricFunction = Callable[[list[dict[str, np.ndarray]], dict[str, np.ndarray]], float]
 
 
@@ -112,12 +113,14 @@ def verify(
     layers_on_failure: bool = False,
     state: Pairs = (),
     threads: int = 1,
+    keep: Keep = lambda feeds, outputs: None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Verification:
     """Measure the artifact against the reference on the target's runtime, or on its stand-in where that is missing.
 
     layers: (node, op, value) triples whose value is compared in both models; layers_on_failure: only when the budget
-    is not met. state: (output, input) pairs that each of the models is fed back, its own. A budget that is not met is
+    is not met. state: (output, input) pairs that each of the models is fed back, its own. keep: called with each
+    sample and what the artifact made of it. A budget that is not met is
     written into `failures`; nothing is raised for it. Raises CalibrationError, ModelError, RecipeError, VerifyError.
     """
     if budget is not None and budget.max_drop is not None and labels is None and metric is None:
@@ -131,7 +134,7 @@ def verify(
     float_session = float_runner.open_session(reference, threads=threads)
     session = runner.open_session(quantized, **options)
     try:
-        drifts, samples = _compare(fed(float_session), fed(session), data, judged, progress)
+        drifts, samples = _compare(fed(float_session), fed(session), data, judged, keep, progress)
         found = tuple(_drift(name, drift) for name, drift in drifts.items())
         runtime = Runtime(
             runner.TITLE,
@@ -172,12 +175,17 @@ def pick_runner(target: Target) -> tuple[Any, str | None]:
 
 
 def _compare(
-    float_session: Session, session: Session, data: Dataset, judged: _Scores, progress: Callable[[int], None]
+    float_session: Session,
+    session: Session,
+    data: Dataset,
+    judged: _Scores,
+    keep: Keep,
+    progress: Callable[[int], None],
 ) -> tuple[dict[str, Drift], int]:
     drifts: dict[str, Drift] = {}
     samples = 0
-    left, right = tee(data)  # one walk: a loader that shuffles gives each walk another order
-    for reference, got in zip(float_session.run_many(left), session.run_many(right), strict=True):
+    fed, left, right = tee(data, 3)  # one walk: a loader that shuffles gives each walk another order
+    for feeds, reference, got in zip(fed, float_session.run_many(left), session.run_many(right), strict=True):
         for name in reference:
             if name not in got or got[name].shape != reference[name].shape:
                 shape = got[name].shape if name in got else "missing"
@@ -186,6 +194,7 @@ def _compare(
                 )
             drifts.setdefault(name, Drift()).update(reference[name], got[name])
         judged.update(reference, got)
+        keep(feeds, got)
         samples += 1
         progress(samples)
     if not samples:

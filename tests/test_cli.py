@@ -292,7 +292,7 @@ def test_a_killed_run_leaves_the_old_artifact_whole(tmp_path):
     command = [sys.executable, "-m", "edgeq", "quantize", model, "--calib", data, "-o", str(out), "-q"]
     subprocess.run(command, check=True, cwd=ROOT)
     before = {p.name: p.read_bytes() for p in out.iterdir()}
-    assert sorted(before) == ["model.onnx", "recipe.toml", "report.json"]
+    assert sorted(before) == ["golden.npz", "model.onnx", "recipe.toml", "report.json"]
     (tmp_path / "slow.py").write_text(
         "import time, numpy\ndef samples():\n"
         "    yield {'x': numpy.ones((1, 8), numpy.float32)}\n    print('reached', flush=True)\n    time.sleep(60)\n"

@@ -22,7 +22,7 @@ FLOORS = (
     {"runners", "export", "train", "formats"},
     {"passes"},
     {"planner", "islands", "eligible", "plan", "solve", "sums", "coverage", "costs", "stats"},
-    {"graph", "recipe", "target", "data", "lock"},
+    {"graph", "recipe", "target", "data", "lock", "golden"},
     {"weights", "calibrate", "intops"},
     {"numerics"},
     {"types", "errors", "registry", "files"},
@@ -40,7 +40,7 @@ SIDEWAYS = (
     ("solve", "sums", "plan"),
     ("costs", "plan"),
     ("coverage", "plan"),
-    ("data", "lock", "recipe", "target"),
+    ("golden", "data", "lock", "recipe", "target"),
     ("registry", "errors"),
     ("files", "errors"),
 )

@@ -17,6 +17,7 @@ from pathlib import Path
 from edgeq.errors import EdgeqError
 
 SUFFIX = ".edgeq"
+MAYBE = ("model.onnx.data", "golden.npz")  # an earlier run's must not stay beside an artifact that has none
 
 
 @contextmanager
@@ -76,10 +77,10 @@ def publish(work: Path, output: Path) -> None:
     """Move the results into place; the report goes last, and only over a complete artifact."""
     output.mkdir(parents=True, exist_ok=True)
     (output / "report.json").unlink(missing_ok=True)
-    external = (work / "model.onnx.data").exists()
+    stale = [name for name in MAYBE if not (work / name).exists()]
     for file in sorted(work.iterdir()):
         if file.is_file() and not file.name.startswith(".") and file.name != "report.json":
             os.replace(file, output / file.name)
-    if not external:
-        (output / "model.onnx.data").unlink(missing_ok=True)
+    for name in stale:
+        (output / name).unlink(missing_ok=True)
     os.replace(work / "report.json", output / "report.json")
