@@ -37,6 +37,9 @@ class _Islands:
     carries: set[ir.Value] = field(default_factory=set)
 
     def plan(self, nodes: list[tuple[ir.Node, str]]) -> Plan:
+        if self.context.target.whole and nodes:
+            graph = nodes[0][0].graph
+            self.carries.update(v for v in getattr(graph, "inputs", ()) if v.dtype == ir.DataType.FLOAT)
         for node, body in nodes:
             self._forward(node, body)
         for node, _ in reversed(nodes):
@@ -125,7 +128,7 @@ class _Islands:
 
     def _backward(self, node: ir.Node) -> None:
         decision = self.decision[node]
-        if decision not in (INTEGER, BRIDGE, FOLDED) or self._weighted(node):
+        if decision not in (INTEGER, BRIDGE, FOLDED) or self._weighted(node) or self.context.target.whole:
             return
         used = (INTEGER, BRIDGE, FOLDED)
         if any(self.decision.get(use.node) in used for value in node.outputs for use in value.uses()):

@@ -15,7 +15,7 @@ INTEGER, FOLDED, BRIDGE, DYNAMIC, STORED, FLOAT = "integer", "folded", "bridge",
 WEIGHT_INDEX = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "LSTM": 1, "Gather": 0}
 # Nodes that compute shapes, move data or hold no arithmetic: their being float is expected and costs nothing.
 QUIET = ("Shape", "Constant", "Cast", "Identity", "Gather", "ConstantOfShape", "Range", "If", "Loop", "Scan")
-DATA_INPUTS = {"Resize": 1}  # how many leading inputs are activations, where not all float ones are
+DATA_INPUTS = {"Resize": 1, "Clip": 1}  # how many leading inputs are activations, where not all float ones are
 
 
 @dataclass(frozen=True)

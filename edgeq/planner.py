@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from edgeq import islands
-from edgeq.eligible import ALREADY, Context, table_problem, weight_problem
+from edgeq.eligible import ALREADY, FLOATS, Context, table_problem, weight_problem
 from edgeq.errors import ModelError, RecipeError, TargetError
 from edgeq.graph.shapes import free_input
-from edgeq.plan import DYNAMIC, FLOAT, INTEGER, STORED, NodePlan, Plan, WeightPlan, walk
+from edgeq.plan import DYNAMIC, FLOAT, FOLDED, INTEGER, STORED, NodePlan, Plan, WeightPlan, walk
 from edgeq.recipe import Recipe
 from edgeq.target import Target
 
@@ -33,7 +33,23 @@ def plan(model: ir.Model, target: Target, recipe: Recipe, excluded: Mapping[str,
         raise ModelError(
             f"this model {ALREADY} (node {done.name!r}, {done.op}): give the float one that it was made of"
         )
+    if target.whole:
+        refuse_floats(model, made)
     return made
+
+
+def refuse_floats(model: ir.Model, made: Plan) -> None:
+    """Raises TargetError that names the first nodes that would stay float, with the reasons."""
+    decisions = {n.name: n for n in made.nodes}
+    left = [
+        decisions[node.name or ""]
+        for node, _ in walk(model.graph)
+        if decisions[node.name or ""].decision not in (INTEGER, FOLDED) and any(v.dtype in FLOATS for v in node.outputs)
+    ]
+    if left:
+        first = "; ".join(f"{n.op} {n.name!r}: {n.reason}" for n in left[:3])
+        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+        raise TargetError("integers only", f"{first}{more}", "leave out --integer-only, or take them out of the model")
 
 
 def check(model: ir.Model, target: Target, recipe: Recipe) -> None:

@@ -100,6 +100,7 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     refuse_method: method → why this target is never given it. static_shapes: every input has a fixed shape.
     dedicated_pairs: each reader gets a Q-DQ pair of its own.
     cpu_kernels: it is onnxruntime's CPU provider, so placement can be read in the graph that this one optimizes.
+    whole: nothing may stay float; every input and output is quantized.
     saturates: u8·s8 products are summed in pairs of 16 bits, which large weights overflow (see `edgeq/saturation.py`).
     passes_before, passes_after: modules of `edgeq/passes` with `rewrite(model)`, run on the prepared model and on the
     quantized one, for the runtime's own sake.
@@ -117,6 +118,7 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     refuse_method: dict[Method, str] = {}
     static_shapes: bool = False
     cpu_kernels: bool = True
+    whole: bool = False
     saturates: bool = False
     dedicated_pairs: bool = False
     passes_before: tuple[str, ...] = ()

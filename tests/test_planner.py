@@ -32,3 +32,17 @@ def test_the_recipe_keeps_nodes_float(model):
     (gemm,) = [n for n in made.nodes if n.op == "Gemm"]
     assert (gemm.decision, gemm.reason) == ("float", "the recipe keeps it float")
     assert all(w.node != gemm.name for w in made.weights)
+
+
+def test_a_whole_plan_leaves_nothing_float(model):
+    whole = target.load("integer")
+    made = plan(model, whole, Recipe(elementwise="all", attention=True))
+    assert {n.decision for n in made.nodes} <= {"integer", "folded"}
+    inputs, outputs = ({v.name for v in ends} for ends in (model.graph.inputs, model.graph.outputs))
+    assert inputs | outputs <= {v.name for v in made.values}
+
+
+def test_what_a_whole_plan_has_no_integers_for_is_named(model):
+    recipe = Recipe(elementwise="all", rule=(Override(ops=("Gemm",), float=True),))
+    with pytest.raises(TargetError, match=r"^integers only: Gemm 'node_linear': the recipe keeps it float; leave out"):
+        plan(model, target.load("integer"), recipe)

@@ -248,7 +248,9 @@ class Scribe:
         scale, zero = self.const(node.inputs[1]), self.const(node.inputs[2]) if len(node.inputs) > 2 else None
         if scale is None or (len(node.inputs) > 2 and node.inputs[2] is not None and zero is None):
             raise refused(node, "its scale or zero point is computed at run time", "quantize with constant parameters")
-        points = np.zeros(scale.array.shape, np.uint8) if zero is None else zero.array
+        codes = self.const(node.inputs[0]) if node.op_type == "DequantizeLinear" else None
+        plain = np.uint8 if codes is None else codes.array.dtype  # without a zero point: 0, of the codes' own type
+        points = np.zeros(scale.array.shape, plain) if zero is None else zero.array
         kind = points.dtype.name
         if kind not in ("int8", "uint8", "int16", "uint16", "int32"):
             raise refused(node, f"TFLite has no quantized {kind}", "quantize to 8 or 16 bits")

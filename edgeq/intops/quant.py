@@ -52,11 +52,15 @@ class Quant:
 
 
 def activation_range(activation: Activation, out: Quant) -> tuple[int, int]:
-    """(lo, hi), the codes between which a fused activation clamps; bounds are quantized half away from zero.
+    """(lo, hi), the codes between which a fused activation clamps."""
+    return clamp_range(*_BOUNDS[activation], out)
+
+
+def clamp_range(low: float | None, high: float | None, out: Quant) -> tuple[int, int]:
+    """(lo, hi), the codes of two real bounds, None for none; they are quantized half away from zero.
 
     The division is float32's (TFLite, CalculateActivationRangeQuantized).
     """
-    low, high = _BOUNDS[activation]
 
     def code(bound: float) -> int:
         steps = float(np.float32(bound) / np.float32(out.scale))

@@ -22,7 +22,7 @@ class ResizeParams:
     half_pixel_centers: bool = False
 
 
-def _axis_bilinear(n: int, out: int, params: ResizeParams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def axis_bilinear(n: int, out: int, params: ResizeParams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(lower, upper, weight of the upper) for each output position, the weight in 1/1024."""
     aligned = params.align_corners and out > 1
     scale = (1024 * (n - 1) + (out - 1) // 2) // (out - 1) if aligned else (1024 * n + out // 2) // out
@@ -38,8 +38,8 @@ def _axis_bilinear(n: int, out: int, params: ResizeParams) -> tuple[np.ndarray, 
 
 def resize_bilinear(x: np.ndarray, params: ResizeParams) -> np.ndarray:
     """x (N, H, W, C) int8 -> (N, OH, OW, C)."""
-    y0, y1, wy = _axis_bilinear(x.shape[1], params.size[0], params)
-    x0, x1, wx = _axis_bilinear(x.shape[2], params.size[1], params)
+    y0, y1, wy = axis_bilinear(x.shape[1], params.size[0], params)
+    x0, x1, wx = axis_bilinear(x.shape[2], params.size[1], params)
     wide = x.astype(np.int64)
     wy, wx = wy[:, None, None], wx[:, None]
     rows = wide[:, y0] * (1024 - wy) + wide[:, y1] * wy

@@ -73,6 +73,14 @@ def reciprocal(total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return _saturating_shift(x, 1), _SUM_BITS - leading
 
 
+def exp_table(scale: float, beta: float = 1.0) -> np.ndarray:
+    """exp(-scale · beta · d) in Q0.31 for d = 0 to 255, int64; 0 where Q5.26 can't hold the argument."""
+    q, shift = (int(v) for v in multiplier(min(beta * scale * 2.0 ** (31 - _INTEGER_BITS), 2.0**31 - 1)))
+    smallest = -math.floor((2**_INTEGER_BITS - 1) * 2.0 ** (31 - _INTEGER_BITS) / 2.0**shift)
+    steps = np.arange(0, -256, -1)
+    return np.where(steps >= smallest, exp_on_negative_values(srdhm(np.maximum(steps, smallest) << shift, q)), 0)
+
+
 def softmax(x: np.ndarray, params: SoftmaxParams) -> np.ndarray:
     """x (..., N) codes -> codes of scale 1/256 and the lowest code as zero point, in x's type."""
     lo, hi = params.x.lo, params.x.hi
@@ -84,16 +92,11 @@ def softmax(x: np.ndarray, params: SoftmaxParams) -> np.ndarray:
         total = np.add.accumulate(values, axis=-1, dtype=np.float32)[..., -1:]
         scaled = values * (np.float32(1.0) / (total * np.float32(1 / 256)))
         return np.clip((scaled + np.float32(0.5)).astype(np.int64) + lo, lo, hi).astype(x.dtype)
-    q, shift = (
-        int(v) for v in multiplier(min(params.beta * params.x.scale * 2.0 ** (31 - _INTEGER_BITS), 2.0**31 - 1))
-    )
-    smallest = -math.floor((2**_INTEGER_BITS - 1) * 2.0 ** (31 - _INTEGER_BITS) / 2.0**shift)
-    steps = np.arange(0, -256, -1)  # every difference there is
-    exp = np.where(steps >= smallest, exp_on_negative_values(srdhm(np.maximum(steps, smallest) << shift, q)), 0)
+    exp = exp_table(params.x.scale, params.beta)  # of every difference there is
     numerator = exp[-difference]
     scale, bits = reciprocal(rounding_divide_by_pot(numerator, _SUM_BITS).sum(axis=-1, keepdims=True))
     y = rounding_divide_by_pot(srdhm(scale, numerator), bits + 23)
-    return np.where(difference >= smallest, np.clip(y + lo, lo, hi), lo).astype(x.dtype)
+    return np.clip(y + lo, lo, hi).astype(x.dtype)
 
 
 OPS = {"SOFTMAX": softmax}

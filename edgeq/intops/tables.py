@@ -44,7 +44,12 @@ def lookup(x: np.ndarray, table: np.ndarray, quant: Quant) -> np.ndarray:
 def float_table(function: Callable[[np.ndarray], np.ndarray], x: Quant, out: Quant) -> np.ndarray:
     """256 codes of out: function at each dequantized code of x, evaluated in float64 and rounded to float32."""
     real = np.float32(x.scale) * _codes(x).astype(np.float32)
-    scaled = function(real.astype(np.float64)).astype(np.float32) * (np.float32(1) / np.float32(out.scale))
+    return real_table(function(real.astype(np.float64)), out)
+
+
+def real_table(real: np.ndarray, out: Quant) -> np.ndarray:
+    """Real values as codes of out: rounded to float32, times float32(1 / s_y), rounded half away from zero."""
+    scaled = real.astype(np.float32) * (np.float32(1) / np.float32(out.scale))
     steps = scaled.astype(np.float64)
     rounded = np.trunc(steps + np.copysign(0.5, steps)) + out.zero_point
     return np.clip(rounded, out.lo, out.hi).astype(out.dtype)

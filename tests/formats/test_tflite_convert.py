@@ -326,6 +326,15 @@ def test_int16_activations_with_int8_weights() -> None:
     assert np.abs(got - want).max() <= 2.01 * s_y  # the 16-bit multiplier has half a step of its own
 
 
+def test_a_bias_without_a_zero_point_has_zero() -> None:
+    """As edgeq's own artifacts store it: int32 codes, and DequantizeLinear with two inputs."""
+    bias, scale = np.array([5, -7, 300], np.int32), np.float32([0.5, 0.25, 0.125])
+    nodes = [N("DequantizeLinear", ["b", "s"], ["d"], axis=0), N("Gemm", ["x", "w", "d"], ["y"])]
+    model = graph(nodes, {"x": (2, 4)}, ["y"], b=bias, s=scale, w=random((4, 3), 2))
+    x = {"x": random((2, 4), 1)}
+    np.testing.assert_allclose(litert_outputs(converted(model), x)[0], onnx_outputs(model, x)[0], atol=1e-5)
+
+
 REFUSED = {
     "Erf": ([N("Erf", ["x"], ["y"])], {"x": (3, 4)}, {}, "Erf 'y': edgeq writes no TFLite operator"),
     "group": ([N("ConvTranspose", ["x", "w"], ["y"], group=2)], IMAGE, {"w": random((6, 2, 3, 3))}, "ungrouped"),

@@ -11,7 +11,8 @@ from edgeq.errors import ModelError
 from edgeq.intops.conv import ConvParams, conv_2d, depthwise_conv_2d, transpose_conv
 from edgeq.intops.quant import Quant
 from edgeq.intops.windows import same_pads
-from tests.intops.litert import activation, codes, constant, quants, run_op, same
+from tests.intops.drawn import codes, quants
+from tests.intops.litert import activation, constant, run_op, same
 
 ACTIVATIONS = st.sampled_from(["NONE", "RELU", "RELU6", "RELU_N1_TO_1"])
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))

@@ -15,7 +15,8 @@ from edgeq.intops.mean import ReduceParams, mean
 from edgeq.intops.quant import Quant
 from edgeq.intops.requantize import QuantizeParams, dequantize, quantize
 from edgeq.intops.resize import ResizeParams, resize_bilinear, resize_nearest_neighbor
-from tests.intops.litert import activation, codes, constant, quants, run_op, same
+from tests.intops.drawn import codes, quants
+from tests.intops.litert import activation, constant, run_op, same
 
 SEEDS = st.integers(0, 2**32)
 ACTIVATIONS = st.sampled_from(["NONE", "RELU", "RELU6", "RELU_N1_TO_1"])

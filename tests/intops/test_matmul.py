@@ -11,7 +11,8 @@ from edgeq.errors import ModelError
 from edgeq.intops.fully_connected import FullyConnectedParams, fully_connected
 from edgeq.intops.matmul import MatMulParams, batch_matmul, exact_matmul, product_bound
 from edgeq.intops.quant import Quant
-from tests.intops.litert import activation, codes, constant, quants, run_op, same
+from tests.intops.drawn import codes, quants
+from tests.intops.litert import activation, constant, run_op, same
 
 SEEDS = st.integers(0, 2**32)
 ACTIVATIONS = st.sampled_from(["NONE", "RELU", "RELU6", "RELU_N1_TO_1"])

@@ -11,7 +11,8 @@ from edgeq.errors import ModelError
 from edgeq.intops.pool import PoolParams, average_pool_2d, max_pool_2d
 from edgeq.intops.quant import Quant
 from edgeq.intops.windows import same_pads
-from tests.intops.litert import activation, codes, quants, run_op, same
+from tests.intops.drawn import codes, quants
+from tests.intops.litert import activation, run_op, same
 
 
 @settings(max_examples=200, deadline=None)

@@ -14,7 +14,8 @@ from edgeq.intops import softmax as sm
 from edgeq.intops.quant import Quant
 from edgeq.intops.softmax import SoftmaxParams, softmax
 from edgeq.intops.tables import OPS, TableParams, hard_swish
-from tests.intops.litert import activation, codes, quants, run_op, same
+from tests.intops.drawn import codes, quants
+from tests.intops.litert import activation, run_op, same
 
 ALL = np.arange(256)
 
