@@ -30,6 +30,15 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     truncated or outside the model's folder.
     """
     path = Path(path)
+    model = read_graph(path)
+    for tensor in _tensors(model):
+        if isinstance(tensor, ir.ExternalTensor):
+            _check_external(path, tensor)
+    return model
+
+
+def read_graph(path: Path) -> ir.Model:
+    """The model without its external data, which may not be there. Raises ModelError as `load` does."""
     if not path.is_file():
         raise ModelError(f"{path}: no such file; give the path of an .onnx model")
     size = path.stat().st_size
@@ -41,9 +50,6 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
         raise ModelError(f"{path}: not a valid ONNX model ({one_line(error)}); export it again") from None
     if model.graph is None or not model.graph.outputs:
         raise ModelError(f"{path}: not a valid ONNX model (it has no outputs); export it again")
-    for tensor in _tensors(model):
-        if isinstance(tensor, ir.ExternalTensor):
-            _check_external(path, tensor)
     return model
 
 

@@ -38,7 +38,7 @@ def placement(model: Path, target: Target) -> Placement:
             model, optimization="all", save_optimized=str(path), config=dict(target.session_config)
         )
         session.close()
-        optimized = io.load(path)
+        optimized = io.read_graph(path)
         kernels: Counter[str] = Counter()
         by_name: dict[str, str] = {}
         for graph in all_graphs(optimized):

@@ -149,7 +149,7 @@ def local(argv: Sequence[str], what: str, timeout: float, env: Mapping[str, str]
 
 def operators(model: Path) -> dict[str, int]:
     """How many nodes of each operator a model has, subgraphs included, sorted by name."""
-    graph = io.load(model).graph
+    graph = io.read_graph(model).graph
     return dict(sorted(Counter(node.op_type for node in graph.all_nodes()).items()))
 
 
