@@ -25,7 +25,7 @@ def test_the_whole_way_with_weights_outside_the_file(tmp_path, monkeypatch, meth
     result = edgeq.quantize(path, "x86_64", feeds, out, method=method, budget=Budget(min_sqnr=25))
     assert result.ok
     assert len(integer(result)) == 3
-    assert {p.name for p in out.iterdir()} == {"model.onnx", "model.onnx.data", "recipe.toml", "report.json"}
+    assert {"model.onnx", "model.onnx.data", "recipe.toml", "report.json"} <= {p.name for p in out.iterdir()}
     beside = [t for t in onnx.load(result.artifact, load_external_data=False).graph.initializer if t.data_location]
     assert sum(np.prod(t.dims) for t in beside) == 3 * 64 * 64
     assert result.report.artifact.bytes == sum((out / f"model.onnx{s}").stat().st_size for s in ("", ".data"))
