@@ -20,10 +20,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from edgeq.errors import ToolError
 from edgeq.runners import aarch64, process
 from edgeq.runners.jobs import CHILD, JobSession
-from edgeq.runners.session import CHOICES, COMMON, options
+from edgeq.runners.session import CHOICES, COMMON, Feeds, options
 
 TITLE = "onnxruntime for arm64, emulated"
 TIMED = False  # an emulator's seconds say nothing about a board's
@@ -95,6 +97,17 @@ def open_session(model: Path, **given: Any) -> JobSession:
         return {"instructions": aarch64.integer_instructions(log)} if chosen["proof"] else {}
 
     return JobSession(model, what, launch, chosen, proof=chosen["proof"])
+
+
+def optimized(model: Path, feeds: Feeds, **given: Any) -> ir.Model:
+    """The graph that this runtime really runs, after every optimization. Raises what `open_session` and `run` raise."""
+    session = open_session(model, proof=True, **given)
+    try:
+        session.run(feeds)
+    finally:
+        session.close()
+    assert session.optimized is not None
+    return session.optimized
 
 
 def install(progress: Callable[[str], None]) -> None:

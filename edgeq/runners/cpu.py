@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 
 from edgeq.errors import CalibrationError, ModelError
-from edgeq.graph.io import one_line
+from edgeq.graph.io import load, one_line
 from edgeq.graph.observe import observable
 from edgeq.runners.session import COMMON, Feeds, Outputs, options
 
@@ -57,6 +58,19 @@ def open_session(model: Path, **given: Any) -> CpuSession:
     """
     chosen = options("cpu", given, {**COMMON, "config": {}, "save_optimized": "", "keep": True})
     return CpuSession(Path(model), chosen)
+
+
+def optimized(model: Path, feeds: Feeds | None = None, **given: Any) -> ir.Model:
+    """The graph that a session really runs, after every optimization; it is run once when there are feeds."""
+    with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
+        path = Path(folder) / "optimized.onnx"
+        session = open_session(model, save_optimized=str(path), **given)
+        try:
+            if feeds is not None:
+                session.run(feeds)
+        finally:
+            session.close()
+        return load(path)
 
 
 def quiet_options(threads: int, optimization: str, config: dict[str, str]) -> ort.SessionOptions:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx_ir as ir
 
+from edgeq.eligible import attribute_of
 from edgeq.graph import io
 from edgeq.graph.edit import all_graphs
+from edgeq.plan import DATA_INPUTS
 from edgeq.runners import cpu
 from edgeq.target import Target
 
@@ -32,24 +33,18 @@ class Placement:
 
 def placement(model: Path, target: Target) -> Placement:
     """Optimize the artifact as a session would, and name each quantized node that is still a float kernel."""
-    with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
-        path = Path(folder) / "optimized.onnx"
-        session = cpu.open_session(
-            model, optimization="all", save_optimized=str(path), config=dict(target.session_config)
-        )
-        session.close()
-        optimized = io.read_graph(path)
-        kernels: Counter[str] = Counter()
-        by_name: dict[str, str] = {}
-        for graph in all_graphs(optimized):
-            for node in graph:
-                kernels[node.op_type] += 1
-                # Operators that only move codes keep their name: they are float when their input was dequantized.
-                moves = bool(node.inputs) and node.inputs[0] is not None and _op(node.inputs[0]) != "DequantizeLinear"
-                kind = f"{node.op_type} of codes" if moves and node.op_type not in ALL_FLOAT_FORMS else node.op_type
-                by_name[node.name or ""] = kind
-                for output in node.outputs:
-                    by_name.setdefault(f"output {output.name}", kind)
+    optimized = cpu.optimized(model, config=dict(target.session_config))
+    kernels: Counter[str] = Counter()
+    by_name: dict[str, str] = {}
+    for graph in all_graphs(optimized):
+        for node in graph:
+            kernels[node.op_type] += 1
+            # Operators that only move codes keep their name: they are float when their input was dequantized.
+            moves = bool(node.inputs) and node.inputs[0] is not None and _op(node.inputs[0]) != "DequantizeLinear"
+            kind = f"{node.op_type} of codes" if moves and node.op_type not in ALL_FLOAT_FORMS else node.op_type
+            by_name[node.name or ""] = kind
+            for output in node.outputs:
+                by_name.setdefault(f"output {output.name}", kind)
     wrong = []
     for node in quantized_nodes(io.load(model), target):
         forms = FLOAT_FORMS.get(node.op_type, {node.op_type})
@@ -67,8 +62,14 @@ def quantized_nodes(model: ir.Model, target: Target) -> list[ir.Node]:
             rule = target.find(node.op_type, "static")
             if rule is None or rule.role == "bridge" or node.domain != "" or not node.inputs:
                 continue
+            if any(attribute_of(node, name) != wanted for name, wanted in rule.only.items()):
+                continue
             # A file without value_info leaves types unknown; those count as float.
-            reads = [v for v in node.inputs if v is not None and v.dtype in (None, ir.DataType.FLOAT)]
+            reads = [
+                v
+                for v in node.inputs[: DATA_INPUTS.get(node.op_type)]
+                if v is not None and v.dtype in (None, ir.DataType.FLOAT)
+            ]
             if not reads or any(_op(v) != "DequantizeLinear" for v in reads[: 2 if rule.role == "compute" else None]):
                 continue
             ends = [u.node.op_type for v in node.outputs for u in v.uses()]

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from edgeq.errors import ModelError, ToolError
 from edgeq.graph import io
@@ -60,6 +61,7 @@ class JobSession:
         self.inputs: tuple[str, ...] = tuple(inputs)
         self.outputs: tuple[str, ...] = tuple(outputs)
         self.report: dict[str, Any] = {}
+        self.optimized: ir.Model | None = None
         self._work = Path(tempfile.mkdtemp(prefix="edgeq-"))
         self.close = weakref.finalize(self, shutil.rmtree, self._work, ignore_errors=True)
         self._models: dict[tuple[str, ...], Path] = {(): self.model.resolve()}
@@ -135,7 +137,8 @@ class JobSession:
         if self.needs and self.needs not in self.report["providers"]:
             raise ToolError(f"{self.what}: {self.needs} could not be started: its device or its libraries are missing")
         if (folder / "optimized.onnx").exists():
-            self.report["ops"] = operators(folder / "optimized.onnx")
+            self.optimized = io.read_graph(folder / "optimized.onnx")
+            self.report["ops"] = operators(self.optimized)
 
 
 def local(argv: Sequence[str], what: str, timeout: float, env: Mapping[str, str] | None = None) -> Launch:
@@ -147,10 +150,9 @@ def local(argv: Sequence[str], what: str, timeout: float, env: Mapping[str, str]
     return launch
 
 
-def operators(model: Path) -> dict[str, int]:
+def operators(model: ir.Model) -> dict[str, int]:
     """How many nodes of each operator a model has, subgraphs included, sorted by name."""
-    graph = io.read_graph(model).graph
-    return dict(sorted(Counter(node.op_type for node in graph.all_nodes()).items()))
+    return dict(sorted(Counter(node.op_type for node in model.graph.all_nodes()).items()))
 
 
 def _signature(model: Path) -> tuple[list[str], list[str]]:
