@@ -9,12 +9,16 @@ import onnx
 import onnx_ir as ir
 
 from edgeq.graph.edit import is_constant, rank
-from edgeq.plan import WEIGHT_INDEX, WeightPlan, weight_axis
+from edgeq.plan import RECURRENT, WEIGHT_INDEX, WeightPlan, weight_axis
 from edgeq.recipe import Recipe
 from edgeq.target import Rule, Target
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 ALREADY = "is quantized already"
+STORES = {  # role → what becomes of a node that computes in float on what is stored as integers
+    "table": "rows are looked up as codes and scaled",
+    "store": "float, on weights stored as integers (dequantized in each run; once with session.disable_quant_qdq=1)",
+}
 SMALL_TABLE = 4096  # elements; below it the codes save less than the extra nodes cost
 
 
@@ -50,7 +54,7 @@ class Context:
         override = self.recipe.override(node.name or "", node.op_type)
         row = self.target.types[override.weight_type or rule.weight]
         algorithm = override.weight or self.recipe.weight
-        indices = (1, 2) if node.op_type == "LSTM" else (WEIGHT_INDEX[node.op_type],)
+        indices = (1, 2) if node.op_type in RECURRENT else (WEIGHT_INDEX[node.op_type],)
         return [
             WeightPlan(
                 node.name or "",
@@ -83,13 +87,13 @@ def quantized(node: ir.Node) -> bool:
 
 
 def weight_problem(node: ir.Node, rule: Rule) -> str:
-    """Why the weight of a `compute` node can't be quantized, or nothing."""
+    """Why the weight of a `compute` or `store` node can't be quantized, or nothing."""
     data, weight = node.inputs[0], node.inputs[WEIGHT_INDEX[node.op_type]]
     if data is None or weight is None:
         return "an input is missing"
     if data.dtype != ir.DataType.FLOAT:
         return f"its input is {data.dtype.name.lower() if data.dtype else 'of unknown type'}, not float32"
-    if not is_constant(weight):
+    if not is_constant(weight) or (node.op_type in RECURRENT and not is_constant(node.inputs[2])):
         return "its weight is not constant"
     if weight.const_value is None or weight.const_value.size == 0:
         return "its weight is empty"
@@ -103,6 +107,8 @@ def weight_problem(node: ir.Node, rule: Rule) -> str:
         return "its weight is a vector"
     if node.op_type == "Gemm" and node.attributes.get_int("transA", 0) == 1:
         return "its input is transposed"
+    if rule.role == "store":
+        return "" if weight.const_value.size >= SMALL_TABLE else "its weights are small"
     if node.op_type == "LSTM" and node.attributes.get_int("layout", 0) == 1:
         return "batch-first layout has no integer kernel"
     return ""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from edgeq.eligible import Context, join_problem, table_problem, weight_problem
+from edgeq.eligible import STORES, Context, join_problem, table_problem, weight_problem
 from edgeq.graph.edit import is_constant, static_shape
 from edgeq.plan import BRIDGE, DATA_INPUTS, FLOAT, FOLDED, INTEGER, STORED, BiasPlan, NodePlan, Plan, ValuePlan, walk
 from edgeq.target import FixedOutput, Rule
@@ -77,12 +77,12 @@ class _Islands:
             self._stay(node, why)
             return
         self.rule[node] = rule
-        if rule.role == "table":
-            why = table_problem(node)
+        if rule.role in STORES:
+            why = table_problem(node) if rule.role == "table" else weight_problem(node, rule)
             if why:
                 self._stay(node, why)
             else:
-                self.decision[node], self.reason[node] = STORED, "rows are looked up as codes and scaled"
+                self.decision[node], self.reason[node] = STORED, STORES[rule.role]
             return
         if body:
             self._stay(node, f"in the body of a {body}: its values can't be calibrated")

@@ -12,7 +12,8 @@ from edgeq.target import FixedOutput, Method
 from edgeq.types import QSpec
 
 INTEGER, FOLDED, BRIDGE, DYNAMIC, STORED, FLOAT = "integer", "folded", "bridge", "dynamic", "stored", "float"
-WEIGHT_INDEX = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "LSTM": 1, "Gather": 0}
+WEIGHT_INDEX = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "LSTM": 1, "GRU": 1, "RNN": 1, "Gather": 0}
+RECURRENT = ("LSTM", "GRU", "RNN")  # these have two weights, at 1 and 2
 # Nodes that compute shapes, move data or hold no arithmetic: their being float is expected and costs nothing.
 QUIET = ("Shape", "Constant", "Cast", "Identity", "Gather", "ConstantOfShape", "Range", "If", "Loop", "Scan")
 DATA_INPUTS = {"Resize": 1, "Clip": 1}  # how many leading inputs are activations, where not all float ones are
@@ -119,7 +120,7 @@ def weight_axis(node: ir.Node, per: str) -> int:
             channel, summed = 1, 0
         case "Gemm":
             channel, summed = (0, 1) if node.attributes.get_int("transB", 0) else (1, 0)
-        case "LSTM":  # (directions, 4·hidden, input)
+        case "LSTM" | "GRU" | "RNN":  # (directions, gates·hidden, input)
             channel, summed = 1, 2
         case "Gather":  # (rows, features)
             channel, summed = 0, 1

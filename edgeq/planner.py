@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from edgeq import islands
-from edgeq.eligible import ALREADY, FLOATS, Context, table_problem, weight_problem
+from edgeq.eligible import ALREADY, FLOATS, STORES, Context, table_problem, weight_problem
 from edgeq.errors import ModelError, RecipeError, TargetError
 from edgeq.graph.shapes import free_input
 from edgeq.plan import DYNAMIC, FLOAT, FOLDED, INTEGER, STORED, NodePlan, Plan, WeightPlan, walk
@@ -80,6 +80,7 @@ def one_by_one(model: ir.Model, context: Context) -> Plan:
         if why or rule is None:
             nodes.append(NodePlan(node.name or "", node.op_type, FLOAT, why))
             continue
-        nodes.append(NodePlan(node.name or "", node.op_type, STORED if rule.role == "table" else DYNAMIC))
+        decision = STORED if rule.role in STORES else DYNAMIC
+        nodes.append(NodePlan(node.name or "", node.op_type, decision, STORES.get(rule.role, "")))
         weights += context.weights(node, rule)
     return Plan(context.target.name, context.recipe.method, tuple(nodes), weights=tuple(weights))

@@ -6,6 +6,7 @@ A rule lists operators that are handled alike. `role` says how they take part in
 * `join`: quantized only when all its inputs are already integers and somebody reads its output as integers.
 * `same`: moves codes without touching them, so input and output share scale and zero point. Otherwise like `join`.
 * `table`: a Gather whose constant table is stored as integers and scaled after the look-up.
+* `store`: computes in float, on weights that are stored as integers behind DequantizeLinear.
 * `bridge`: has no integer kernel and runs in float between DequantizeLinear and QuantizeLinear, but does not end an
   island: what it makes of integers may be quantized again for its readers.
 * `half`: computed in float16, of method `float16`. `*` among its operators stands for all that have such a form.
@@ -68,7 +69,7 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """
 
     ops: tuple[str, ...]
-    role: Literal["compute", "join", "same", "bridge", "table", "half"] = "compute"
+    role: Literal["compute", "join", "same", "bridge", "table", "store", "half"] = "compute"
     method: Method = "static"
     act: str = ""
     weight: str = ""

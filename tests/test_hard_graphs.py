@@ -218,6 +218,34 @@ def test_dynamic_lstm(tmp_path):
     assert [n.op_type for n in onnx.load(result.artifact).graph.node] == ["DynamicQuantizeLSTM"]
 
 
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+@pytest.mark.parametrize(
+    ("op", "gates", "method"),
+    [("GRU", 3, "static"), ("GRU", 3, "dynamic"), ("RNN", 1, "dynamic"), ("LSTM", 4, "static")],
+)
+def test_recurrent_layers_without_an_integer_kernel_are_stored_small(tmp_path, op, gates, method, direction):
+    ways, size = (2, 64) if direction == "bidirectional" else (1, 64)
+    nodes = [h.make_node(op, ["x", "W", "R", "B"], ["y"], "layer", hidden_size=size, direction=direction)]
+    inits = {"W": f32(ways, gates * size, 80) * 0.1, "R": f32(ways, gates * size, size) * 0.1}
+    inits |= {"B": f32(ways, 2 * gates * size) * 0.1}
+    feeds = [{"x": f32(6, 2, 80)} for _ in range(4)]
+    ends = ([("x", FLOAT, [6, 2, 80])], [("y", FLOAT, None)])
+    result = quantize(tmp_path, nodes, inits, *ends, feeds, method=method, least=30)
+    assert decisions(result) == {"layer": "stored"}
+    assert "session.disable_quant_qdq" in reasons(result)["layer"]
+    assert result.report.artifact.bytes < 0.32 * result.report.model.bytes
+    stored = {t.name: t.data_type for t in onnx.load(result.artifact).graph.initializer}
+    assert (stored["W_q"], stored["R_q"]) == (onnx.TensorProto.INT8,) * 2
+    options = ort.SessionOptions()  # as the reason says: with it, nothing is left to dequantize at run time
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    folded = ort.InferenceSession(result.artifact, options)
+    assert [n.op_type for n in onnx.load(tmp_path / "optimized.onnx").graph.node] == [op]
+    plain = ort.InferenceSession(result.artifact).run(None, feeds[0])[0]
+    np.testing.assert_allclose(folded.run(None, feeds[0])[0], plain, atol=1e-5)
+
+
 def test_depthwise_convolutions_are_never_dynamic(tmp_path):
     nodes = [conv("x", "y", group=4)]
     result = quantize(tmp_path, nodes, {"w": f32(4, 1, 3, 3), "b": B}, *IMAGE_IO, IMAGES, method="dynamic")

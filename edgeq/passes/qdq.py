@@ -35,7 +35,7 @@ def apply(model: ir.Model, plan: Plan, solution: Solution, target: Target) -> ir
 
 def insert_qdq(model: ir.Model, plan: Plan, solution: Solution, dedicated: bool = False) -> ir.Model:
     """Insert in place and return the model. `dedicated`: one Q-DQ pair for each reader, as TensorRT wants."""
-    writer = _Writer(model, solution, dedicated)
+    writer = Writer(model, solution, dedicated)
     for value in plan.values:
         writer.activation(value)
     stored = {n.name for n in plan.nodes if n.decision == STORED}
@@ -69,8 +69,10 @@ def granularity_attributes(params: QParams) -> dict[str, int]:
     return {}
 
 
-class _Writer:
-    def __init__(self, model: ir.Model, solution: Solution, dedicated: bool) -> None:
+class Writer:
+    """Puts Q and DQ into one model; see `insert_qdq`."""
+
+    def __init__(self, model: ir.Model, solution: Solution, dedicated: bool = False) -> None:
         self.model, self.solution, self.dedicated = model, solution, dedicated
         self.names = Names(model)
         self.nodes = {node.name or "": node for graph in all_graphs(model) for node in graph}

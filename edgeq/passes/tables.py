@@ -1,8 +1,8 @@
-"""Store the tables of Gather (embeddings) as integers: one scale a row.
+"""Store as integers what no integer kernel takes: the tables of Gather (embeddings), the weights of recurrent layers.
 
     table[ids] = (codes[ids] - 0) · scale[ids]        codes int8 (rows, features), scale float32 (rows, 1)
 
-Only the rows that are looked up are ever dequantized.
+Only the rows that are looked up are ever dequantized. Weights get a DequantizeLinear.
 """
 
 from __future__ import annotations
@@ -11,19 +11,23 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeq.graph.edit import Names, add_initializer, all_graphs, drop_unused_initializers, make_node, replace
+from edgeq.passes.qdq import Writer
 from edgeq.plan import STORED, Plan
 from edgeq.types import Solution
 
 
 def store_tables(model: ir.Model, plan: Plan, solution: Solution) -> ir.Model:
-    """Rewrite in place every Gather whose table the plan stores, and return the model."""
+    """Rewrite in place every node whose table or weights the plan stores, and return the model."""
     planned = {n.name for n in plan.nodes if n.decision == STORED}
-    names = Names(model)
     stored: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+    weights = Writer(model, solution)
+    for weight in plan.weights:
+        if weight.node in planned and weights.nodes[weight.node].op_type != "Gather":
+            weights.constant_input(weight.node, weight.index, solution.weights[weight.node, weight.index])
     for graph in all_graphs(model):
         for node in list(graph):
-            if node.name in planned:
-                _store(model, graph, node, solution, names, stored)
+            if node.name in planned and node.op_type == "Gather":
+                _store(model, graph, node, solution, weights.names, stored)
     drop_unused_initializers(model)
     return model
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from edgeq.graph import io
-from edgeq.plan import BRIDGE, DYNAMIC, FLOAT, FOLDED, INTEGER, QUIET, Plan
+from edgeq.plan import BRIDGE, DYNAMIC, FLOAT, FOLDED, INTEGER, QUIET, STORED, Plan
 from edgeq.recipe import Recipe
 from edgeq.report.evidence import Evidence
 from edgeq.report.schema import FileInfo, FloatNode, Nodes, Report, Verification
@@ -27,7 +27,9 @@ def build(
 ) -> Report:
     """The report of an artifact file that was made from the model file `path`."""
     listed = tuple(
-        FloatNode(n.name, n.op, n.reason) for n in made.nodes if n.decision in (FLOAT, BRIDGE) and n.op not in QUIET
+        FloatNode(n.name, n.op, n.reason)
+        for n in made.nodes
+        if n.decision in (FLOAT, BRIDGE, STORED) and n.op not in QUIET
     )
     integer = sum(n.decision in (INTEGER, FOLDED, DYNAMIC) for n in made.nodes)
     warnings = list(verification.warnings) if verification else []
