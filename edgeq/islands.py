@@ -20,7 +20,7 @@ from edgeq.eligible import STORES, Context, join_problem, table_problem, weight_
 from edgeq.graph.edit import is_constant, static_shape
 from edgeq.plan import BRIDGE, DATA_INPUTS, FLOAT, FOLDED, INTEGER, STORED, BiasPlan, NodePlan, Plan, ValuePlan, walk
 from edgeq.target import FixedOutput, Rule
-from edgeq.types import QSpec
+from edgeq.types import PerBlock, QSpec
 
 
 def place(model: ir.Model, context: Context) -> Plan:
@@ -208,6 +208,8 @@ class _Islands:
             return
         bias, act = node.inputs[2], node.inputs[0]
         shape = static_shape(bias)
+        if any(isinstance(w.spec.granularity, PerBlock) for w in self.context.weights(node, self.rule[node])):
+            return  # an output's products have several scales then, so its bias is of none
         if bias is None or act is None or not is_constant(bias) or act.name not in planned:
             return
         if shape is not None and len(shape) == 1:
