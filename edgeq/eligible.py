@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from edgeq.graph.edit import is_constant, rank
+from edgeq.graph.float16 import half_slots
 from edgeq.plan import RECURRENT, WEIGHT_INDEX, WeightPlan, weight_axis
 from edgeq.recipe import Recipe
 from edgeq.target import Rule, Target
@@ -19,6 +21,7 @@ STORES = {  # role → what becomes of a node that computes in float on what is 
     "table": "rows are looked up as codes and scaled",
     "store": "float, on weights stored as integers (dequantized in each run; once with session.disable_quant_qdq=1)",
 }
+HALF_MAX, HALF_MIN = 65504.0, 2.0**-24  # of float16, the least one subnormal
 SMALL_TABLE = 4096  # elements; below it the codes save less than the extra nodes cost
 
 
@@ -122,6 +125,26 @@ def table_problem(node: ir.Node) -> str:
     if len(table.const_value.shape) != 2 or node.attributes.get_int("axis", 0) != 0:
         return "not a table of rows"
     return "" if table.const_value.size >= SMALL_TABLE else "a small table"
+
+
+def half_problem(node: ir.Node, model: ir.Model) -> str:
+    """Why a node can't be computed in float16, or nothing."""
+    if node.graph is not model.graph:
+        return "in the body of a branch or loop"
+    inputs, outputs = half_slots(node, model.opset_imports[""])
+    if not outputs:
+        return "ONNX has no float16 form of it for float32 values"
+    for index in inputs:
+        value = node.inputs[index]
+        if value is None or not is_constant(value) or value.const_value is None or not value.const_value.size:
+            continue
+        array = value.const_value.numpy()
+        greatest = float(np.abs(array).max())
+        if np.isfinite(array).all() and greatest > HALF_MAX:
+            return f"its constant {value.name} reaches {greatest:.3g}, float16 {HALF_MAX:.0f}"
+        if 0 < greatest < HALF_MIN:
+            return f"its constant {value.name} of {greatest:.3g} vanishes in float16"
+    return ""
 
 
 def join_problem(node: ir.Node, rule: Rule, recipe: Recipe, carries: set[ir.Value]) -> str:

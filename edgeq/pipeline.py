@@ -41,7 +41,12 @@ from edgeq.types import Progress, silent
 from edgeq.verification import verify_files
 from edgeq.verify import Budget, MetricFunction
 
-REWRITES: dict[Method, str] = {"static": "qdq", "dynamic": "dynamic", "weight_only": "weight_only"}
+REWRITES: dict[Method, str] = {
+    "static": "qdq",
+    "dynamic": "dynamic",
+    "weight_only": "weight_only",
+    "float16": "float16",
+}
 """The pass of `edgeq/passes` that writes a plan of each method into the graph."""
 
 

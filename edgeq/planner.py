@@ -7,12 +7,12 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from edgeq import islands
-from edgeq.eligible import ALREADY, FLOATS, STORES, Context, table_problem, weight_problem
+from edgeq.eligible import ALREADY, FLOATS, STORES, Context, half_problem, table_problem, weight_problem
 from edgeq.errors import ModelError, RecipeError, TargetError
 from edgeq.graph.shapes import free_input
-from edgeq.plan import DYNAMIC, FLOAT, FOLDED, INTEGER, STORED, NodePlan, Plan, WeightPlan, walk
+from edgeq.plan import DYNAMIC, FLOAT, FOLDED, HALF, INTEGER, STORED, NodePlan, Plan, WeightPlan, walk
 from edgeq.recipe import Recipe
-from edgeq.target import Target
+from edgeq.target import Rule, Target
 
 
 def plan(model: ir.Model, target: Target, recipe: Recipe, excluded: Mapping[str, str] | None = None) -> Plan:
@@ -69,6 +69,13 @@ def check(model: ir.Model, target: Target, recipe: Recipe) -> None:
         )
 
 
+def problem_of(node: ir.Node, rule: Rule, model: ir.Model) -> str:
+    """Why a node can't have what its rule offers, or nothing."""
+    if rule.role == "half":
+        return half_problem(node, model)
+    return table_problem(node) if rule.role == "table" else weight_problem(node, rule)
+
+
 def one_by_one(model: ir.Model, context: Context) -> Plan:
     """Each node on its own account: nothing is calibrated, so neighbours and loop bodies don't matter."""
     nodes: list[NodePlan] = []
@@ -76,11 +83,11 @@ def one_by_one(model: ir.Model, context: Context) -> Plan:
     for node, _ in walk(model.graph):
         rule, why = context.rule(node)
         if rule is not None:
-            why = table_problem(node) if rule.role == "table" else weight_problem(node, rule)
+            why = problem_of(node, rule, model)
         if why or rule is None:
             nodes.append(NodePlan(node.name or "", node.op_type, FLOAT, why))
             continue
-        decision = STORED if rule.role in STORES else DYNAMIC
+        decision = HALF if rule.role == "half" else STORED if rule.role in STORES else DYNAMIC
         nodes.append(NodePlan(node.name or "", node.op_type, decision, STORES.get(rule.role, "")))
-        weights += context.weights(node, rule)
+        weights += context.weights(node, rule) if decision != HALF else []
     return Plan(context.target.name, context.recipe.method, tuple(nodes), weights=tuple(weights))

@@ -1,4 +1,4 @@
-"""Widen float16 and bfloat16 arithmetic to float32, keeping the model's interface.
+"""Half precision: widened to float32 on the way in, keeping the model's interface; and which operators have it.
 
 Integer kernels take float32 scales and the CPU computes half precision slowly; every half value becomes float32,
 graph inputs are cast on entry and graph outputs on exit. Every half number is exact in float32.
@@ -6,7 +6,11 @@ graph inputs are cast on entry and graph outputs on exit. Every half number is e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from edgeq.graph.edit import Names, all_graphs, copied, make_node, values_of
@@ -73,3 +77,30 @@ def _widen_attributes(node: ir.Node, kept: set[int]) -> None:
 
 def _holds_half(model: ir.Model) -> bool:
     return any(value.dtype in HALF for graph in all_graphs(model) for value in values_of(graph))
+
+
+def half_slots(node: ir.Node, opset: int) -> tuple[list[int], list[int]]:
+    """The float32 inputs and outputs that the operator may have in float16, as its ONNX schema says.
+
+    An output counts only with an input of its type variable. Without any output the operator has no float16 form.
+    """
+    if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type) or _holds_graphs(node):
+        return [], []
+    schema = onnx.defs.get_schema(node.op_type, opset)
+    inputs, outputs = _kinds(node.inputs, schema.inputs), _kinds(node.outputs, schema.outputs)
+    found = [index for index, kind in outputs.items() if kind in inputs.values()]
+    return list(inputs) if found else [], found
+
+
+def _kinds(values: Sequence[ir.Value | None], formals: Sequence[Any]) -> dict[int, str]:
+    """Index → type variable, of float32 values that may be float16; the last formal parameter may be variadic."""
+    found = {}
+    for index, value in enumerate(values):
+        formal = formals[min(index, len(formals) - 1)]
+        if value is not None and value.dtype == ir.DataType.FLOAT and "tensor(float16)" in formal.types:
+            found[index] = formal.type_str
+    return found
+
+
+def _holds_graphs(node: ir.Node) -> bool:
+    return any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values())

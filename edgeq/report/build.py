@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from edgeq.graph import io
-from edgeq.plan import BRIDGE, DYNAMIC, FLOAT, FOLDED, INTEGER, QUIET, STORED, Plan
+from edgeq.plan import BRIDGE, DYNAMIC, FLOAT, FOLDED, HALF, INTEGER, QUIET, STORED, Plan
 from edgeq.recipe import Recipe
 from edgeq.report.evidence import Evidence
 from edgeq.report.schema import FileInfo, FloatNode, Nodes, Report, Verification
@@ -39,7 +39,7 @@ def build(
         target=target.name,
         recipe=msgspec.to_builtins(recipe),
         versions=versions(),
-        nodes=Nodes(len(made.nodes), integer, listed),
+        nodes=Nodes(len(made.nodes), integer, listed, sum(n.decision == HALF for n in made.nodes)),
         calibration=evidence.calibration,
         outputs=verification.outputs if verification else (),
         runtime=verification.runtime if verification else None,

@@ -22,11 +22,12 @@ class FloatNode(msgspec.Struct, frozen=True):
 
 
 class Nodes(msgspec.Struct, frozen=True):
-    """integer counts nodes that run on codes, folded ones included."""
+    """integer counts nodes that run on codes, folded ones included; half those in float16."""
 
     total: int
     integer: int
     float: tuple[FloatNode, ...]
+    half: int = 0
 
 
 class DrawnNode(msgspec.Struct, frozen=True):

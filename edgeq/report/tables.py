@@ -52,8 +52,8 @@ def result_table(report: Report, folder: Path) -> list[Any]:
         rows.append((metric.name, f"{metric.reference:.4f} → {metric.quantized:.4f} (drop {metric.drop:+.4f})"))
     rows += [(f"SQNR of {o.name}", f"{db(o.sqnr_db)}, cosine {o.cosine:.5f}") for o in report.outputs[:4]]
     nodes = report.nodes
-    coverage = f"{nodes.integer} of {nodes.total}; {len(nodes.float)} run in float, see report.json"
-    rows.append(("integer nodes", coverage))
+    kind, count = ("float16 nodes", nodes.half) if nodes.half else ("integer nodes", nodes.integer)
+    rows.append((kind, f"{count} of {nodes.total}; {len(nodes.float)} run in float, see report.json"))
     if report.runtime:
         rows.append(("verified on", f"{report.runtime.name} {report.runtime.version}"))
     rows.append(("artifact", str(folder / "model.onnx")))

@@ -1,0 +1,71 @@
+"""Compute in float16 what the plan says, in float32 the rest; the model's inputs and outputs stay as they are.
+
+A value that a half-precision node makes is float16, and is cast once for all who need it in float32; what such a node
+reads of float32 is cast once too, constants beforehand.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeq.graph.edit import (
+    Names,
+    add_initializer,
+    drop_unused_initializers,
+    insert_after,
+    is_constant,
+    make_node,
+)
+from edgeq.graph.float16 import half_slots
+from edgeq.plan import HALF, Plan
+from edgeq.target import Target
+from edgeq.types import Solution
+
+FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
+
+
+def apply(model: ir.Model, plan: Plan, solution: Solution, target: Target) -> ir.Model:
+    """Rewrite in place every node that the plan gives float16, and return the model."""
+    planned = {row.name for row in plan.nodes if row.decision == HALF}
+    opset, names = model.opset_imports[""], Names(model)
+    slots = {node: half_slots(node, opset) for node in model.graph if node.name in planned}
+    made = [node.outputs[i] for node, (_, outputs) in slots.items() for i in outputs]
+    halved = set(made)
+    narrowed: dict[ir.Value, ir.Value] = {}
+    for node, (inputs, _) in slots.items():
+        for index in inputs:
+            value = node.inputs[index]
+            assert value is not None
+            if value in halved:
+                continue
+            if value not in narrowed:
+                narrowed[value] = _constant(model, value, names) if is_constant(value) else _cast(value, FLOAT16, names)
+            node.replace_input_with(index, narrowed[value])
+    for value in made:
+        readers = [u for u in value.uses() if u.node not in slots or u.idx not in slots[u.node][0]]
+        value.type = ir.TensorType(FLOAT16)
+        if not readers and not value.is_graph_output():
+            continue
+        wide = _cast(value, FLOAT, names)
+        for use in readers:
+            use.node.replace_input_with(use.idx, wide)
+        for index, output in enumerate(model.graph.outputs):
+            if output is value:
+                value.name, wide.name = names.new(f"{value.name}_half"), value.name
+                model.graph.outputs[index] = wide
+    drop_unused_initializers(model)
+    return model
+
+
+def _constant(model: ir.Model, value: ir.Value, names: Names) -> ir.Value:
+    assert value.const_value is not None
+    return add_initializer(model.graph, names.new(f"{value.name}_half"), value.const_value.numpy().astype(np.float16))
+
+
+def _cast(value: ir.Value, dtype: ir.DataType, names: Names) -> ir.Value:
+    suffix = "half" if dtype == FLOAT16 else "wide"
+    node = make_node("Cast", [value], names.new(f"{value.name}_{suffix}"), dtype, value.shape, {"to": int(dtype)})
+    assert isinstance(value.graph, ir.Graph)
+    insert_after(value, value.graph, node)
+    return node.outputs[0]
