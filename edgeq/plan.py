@@ -25,7 +25,7 @@ class NodePlan:
     """decision: what the node becomes; reason: why it is no more than that.
 
     integer: an integer kernel. folded: part of its producer's output range. bridge: float between integers.
-    dynamic: integers with scales found at run time. stored: only its weight is integer. half: float16. float: as it was.
+    dynamic: integers with scales found at run time. stored: its weight alone is integer. half: float16. float: neither.
     """
 
     name: str
