@@ -26,6 +26,8 @@ from edgeq.graph import io
 from edgeq.graph.prepare import prepare
 from edgeq.graph.shapes import fix_shapes
 from edgeq.observation import Ways, gather
+from edgeq.passes.integer_ends import as_codes, strip_ends
+from edgeq.passes.integer_only import integer_only
 from edgeq.passes.tables import store_tables
 from edgeq.plan import Plan
 from edgeq.planner import plan
@@ -95,7 +97,7 @@ def quantize(
     path = Path(model)
     ways = Ways(workers, dask, stats, save_stats)
     chosen = resolve_recipe(recipe, target, **settings)
-    aim = target if isinstance(target, Target) else targets.load(chosen.target)
+    aim = _aim(target, chosen)
     budget = budget or Budget()
     if (budget.max_drop, budget.min_sqnr) != (None, None) and (not check or (calib is None and eval_data is None)):
         raise RecipeError("a budget needs a verification: give --calib or --eval, and leave out --no-verify")
@@ -111,10 +113,10 @@ def quantize(
             load("edgeq.passes", name, "rewrite").rewrite(found)
         progress("save", 0, None)
         _finish(found)
-        artifact = load("edgeq.formats", f"{aim.format}_artifact", "write").write(found, work, path)
-        verification = None
+        write = load("edgeq.formats", f"{aim.format}_artifact", "write").write
+        artifact = write(found, work, path)
+        verification, kept = None, golden.Golden()
         if check and held_out is not None:
-            kept = golden.Golden()
             verification = verify_files(
                 path,
                 artifact,
@@ -128,6 +130,10 @@ def quantize(
                 keep=kept,
                 progress=progress,
             )
+        if chosen.integer_io:  # the ends are exact: what was verified with float ones holds for codes
+            artifact = write(strip_ends(found), work, path)
+            kept.samples = [(as_codes(found, fed), as_codes(found, answer)) for fed, answer in kept.samples]
+        if verification is not None:
             golden.save(kept, work / golden.NAME)
         (work / "recipe.toml").write_text(recipes.dump(chosen))
         report = reports.build(path, artifact, aim, chosen, final, evidence, verification)
@@ -146,6 +152,12 @@ def resolve_recipe(
     if unknown := [field for field in changes if field not in Recipe.__struct_fields__]:
         raise RecipeError(f"no setting {unknown[0]!r}: choose one of {', '.join(Recipe.__struct_fields__)}")
     chosen = msgspec.structs.replace(chosen, **changes)
+    if chosen.integer_only:
+        chosen = msgspec.structs.replace(chosen, elementwise="all", attention=True)
+    if (chosen.integer_only and chosen.method != "static") or (chosen.integer_io and not chosen.integer_only):
+        raise RecipeError("integer_io goes with integer_only, and that with the method static")
+    if chosen.rounding not in ("double", "single"):
+        raise RecipeError(f"no rounding {chosen.rounding!r}: choose double or single")
     if chosen.method not in get_args(Method):
         raise RecipeError(f"no method {chosen.method!r}: choose one of {', '.join(get_args(Method))}")
     load("edgeq.calibrate", chosen.calibrator, "choose")
@@ -155,6 +167,12 @@ def resolve_recipe(
             if name is not None:
                 load(f"edgeq.{package}", name, having)
     return chosen
+
+
+def _aim(target: str | Target | None, recipe: Recipe) -> Target:
+    """The target, with other rules where nothing may be float. By default the recipe's."""
+    aim = target if isinstance(target, Target) else targets.load(target or recipe.target)
+    return targets.integers(aim) if recipe.integer_only else aim
 
 
 def _resolve_images(recipe: Recipe, source: ir.Model) -> Recipe:
@@ -177,7 +195,7 @@ def _open(given: Any, recipe: Recipe, source: ir.Model) -> Dataset | None:
 
 def plan_file(model: str | os.PathLike[str], target: str | Target, recipe: Recipe) -> Plan:
     """The plan for a model file, before any data is seen."""
-    aim = targets.load(target) if isinstance(target, str) else target
+    aim = _aim(target, recipe)
     return plan(_ready(io.load(model), aim, recipe), aim, recipe)
 
 
@@ -185,9 +203,9 @@ def coverage_files(model: str | os.PathLike[str], names: Sequence[str], recipe: 
     """What each of the targets makes of a model file; for one that refuses it, why."""
     found = []
     for name in names:
-        aim = targets.load(name)
         asked = msgspec.structs.replace(recipe, target=name)
         try:
+            aim = _aim(name, asked)
             prepared = _ready(io.load(model), aim, asked)
             found.append(coverage(prepared, plan(prepared, aim, asked), aim))
         except TargetError as error:
@@ -248,7 +266,8 @@ def _quantize(
     evidence = Evidence(drawn(prepared, made), ranges(made, summaries, solution.groups), about)
     store_tables(prepared, made, solution)
     rewrite = load("edgeq.passes", REWRITES[recipe.method], "apply").apply
-    return rewrite(prepared, made, solution, target), made, evidence
+    rewritten = rewrite(prepared, made, solution, target)
+    return integer_only(rewritten, recipe.rounding) if recipe.integer_only else rewritten, made, evidence
 
 
 def _count(progress: Progress, step: str, total: int, done: int) -> None:

@@ -62,7 +62,8 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     elementwise: whether Add, Mul and the like join integer islands; `auto` lets in those whose rounding costs less
     than `elementwise_sqnr` dB would. attention: quantize MatMuls of two activations. state: pairs [output, input] that
     are fed back from sample to sample. preprocess: makes images into the model's input. shapes: pairs [input, shape]
-    that fix free dimensions.
+    that fix free dimensions. integer_only: no float tensor between the ends, everything is quantized; integer_io: nor
+    at the ends; rounding: of requantization then, as gemmlowp and TFLite's reference (double) or once (single).
     """
 
     schema_version: Literal[1] = 1
@@ -78,6 +79,9 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     state: tuple[tuple[str, str], ...] = ()
     preprocess: Preprocess | None = None
     shapes: tuple[tuple[str, tuple[Annotated[int, msgspec.Meta(ge=1)], ...]], ...] = ()
+    integer_only: bool = False
+    integer_io: bool = False
+    rounding: Literal["double", "single"] = "double"
     rule: tuple[Override, ...] = ()
 
     def override(self, name: str, op: str) -> Override:

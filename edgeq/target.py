@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from edgeq.errors import RecipeError
+from edgeq.errors import RecipeError, TargetError
 from edgeq.types import INT_RANGES, Granularity, PerBlock, PerChannel, PerTensor, QSpec
 
 Method = Literal["static", "dynamic", "weight_only", "float16"]
@@ -165,6 +165,17 @@ def load(name: str) -> Target:
         raise RecipeError(f"{path}: can't be read ({error.strerror})") from None
     _check(path, target)
     return target
+
+
+def integers(target: Target) -> Target:
+    """The target with the types and rules of `integer.toml`: what the integer-only pass computes, run where it runs.
+
+    Raises TargetError for a target whose files are not ONNX.
+    """
+    if target.format != "onnx":
+        raise TargetError(target.name, f"its {target.format} files are integers already", "leave out --integer-only")
+    own = {field: getattr(target, field) for field in ("name", "title", "runner", "stand_in", "runner_options")}
+    return msgspec.structs.replace(load("integer"), **own, session_config=target.session_config)
 
 
 def _read(path: Path, depth: int = 0) -> dict[str, Any]:

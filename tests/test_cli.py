@@ -202,6 +202,10 @@ def options(folder):
         "metric": ((*out, "--metric", "no.such:thing"), "no.such"),
         "drop of nothing": ((*out, "--max-drop", "0.1"), "--labels"),
         "budget unverified": ((*out, "--min-sqnr", "1", "--no-verify"), "--no-verify"),
+        "codes beside floats": ((*out, "--integer-io"), "integer_only"),
+        "integers at run time": ((*out, "--integer-only", "--method", "dynamic"), "static"),
+        "rounding": ((*out, "--integer-only", "--rounding", "triple"), "rounding"),
+        "integer files": ((*out, "--integer-only", "--target", "litert"), "litert"),
         "usage": ((*out, "--colour", "red"), "--colour"),
         "number": ((*out, "--max-drop", "much"), "--max-drop"),
     }
@@ -257,6 +261,16 @@ def test_json_is_json(run, tmp_path):
     assert set(found["verify"]["levels"]) == {"disabled", "basic", "all"}
     code, out, _ = run("quantize", model, "--calib", data, "-o", tmp_path / "out", "--min-sqnr", 300, "--json")
     assert (code, bool(json.loads(out)["verification"]["failures"])) == (1, True)
+
+
+def test_integer_only_artifacts_are_float_free(run, tmp_path):
+    base = ("quantize", DIGITS, "--calib", CALIB, "--no-verify", "-q", "-o", tmp_path / "out")
+    assert run(*base) == (0, "", "")
+    code, out, err = run("inspect", tmp_path / "out" / "model.onnx", "--float-free")
+    assert (code, "float tensors between its ends" in out, err) == (1, True, "")
+    assert run(*base, "--integer-only", "--integer-io") == (0, "", "")
+    code, out, err = run("inspect", tmp_path / "out" / "model.onnx", "--float-free", "--json")
+    assert (code, json.loads(out)["float_tensors"], err) == (0, [], "")
 
 
 def test_options_beside_a_recipe_win(run, tmp_path):

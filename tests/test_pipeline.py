@@ -9,7 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from edgeq import pipeline
+from edgeq import golden, pipeline
 from edgeq.data import open_data
 from edgeq.errors import EdgeqError
 from edgeq.recipe import Recipe
@@ -78,6 +78,24 @@ def test_the_report_says_what_is_so(tmp_path):
     assert [metric["float"], metric["quantized"]] == pytest.approx(accuracy)
     assert metric["drop"] == pytest.approx(accuracy[0] - accuracy[1])
     assert metric["drop"] <= 0.003
+
+
+@pytest.mark.parametrize("integer_io", [False, True])
+def test_integers_only_cost_little_and_their_golden_answers_are_the_artifacts(tmp_path, integer_io):
+    made = pipeline.quantize(
+        DIGITS, "x86_64", CALIB, tmp_path / "out", eval_data=EVAL, labels="label", integer_only=True,
+        integer_io=integer_io, rounding="single",
+    )  # fmt: skip
+    metric = made.report.metric
+    assert metric is not None
+    assert metric.drop <= 0.005
+    assert made.report.nodes.float == ()
+    session = ort.InferenceSession(made.artifact)
+    assert session.get_inputs()[0].type == ("tensor(uint8)" if integer_io else "tensor(float)")
+    kept = golden.load(tmp_path / "out" / golden.NAME)
+    assert len(kept.samples) == 4
+    for fed, answer in kept.samples:
+        np.testing.assert_array_equal(session.run(["logits"], fed)[0], answer["logits"])
 
 
 def test_dynamic_needs_no_data(tmp_path):

@@ -36,6 +36,11 @@ def quantize(
     calibrator: Annotated[str | None, typer.Option(help="A calibrator of `edgeq methods`.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe.toml; options given beside it win.")] = None,
     shape: Shapes = [],  # noqa: B006
+    integer_only: Annotated[
+        bool | None, typer.Option("--integer-only", help="No float between the ends: the same bits everywhere.")
+    ] = None,
+    integer_io: Annotated[bool | None, typer.Option("--integer-io", help="Codes in and out too.")] = None,
+    rounding: Annotated[str | None, typer.Option(help="Of --integer-only: double (TFLite's) or single.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that calibrate; the result is the same.")] = 1,
     dask: Annotated[str | None, typer.Option(help="Scheduler of a Dask cluster that calibrates, HOST:PORT.")] = None,
     save_stats: Annotated[Path | None, typer.Option(help="Also write the statistics of the data to this file.")] = None,
@@ -65,6 +70,9 @@ def quantize(
             method=method,
             calibrator=calibrator,
             shapes=shapes_of(shape),
+            integer_only=integer_only,
+            integer_io=integer_io,
+            rounding=rounding,
             eval_data=eval_data,
             labels=labels,
             metric=metric,

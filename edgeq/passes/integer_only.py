@@ -8,20 +8,19 @@ operator, node and reason.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from edgeq.errors import ModelError
-from edgeq.graph.edit import all_graphs, constant, drop_unused_initializers, make_node, values_of
+from edgeq.graph.edit import constant, drop_unused_initializers, make_node, values_of
 from edgeq.intops.quant import Quant
 from edgeq.passes import integer_linear, integer_moves, integer_pointwise, integer_tables
+from edgeq.passes.integer_ends import DEQUANTIZE, FLOATS, QUANTIZE, floats, strip_ends
 from edgeq.passes.integer_writer import Codes, Const, Held, Rounding, Writer, refused
 
-QUANTIZE, DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
-FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 HANDLERS: dict[str, Callable[[Writer, ir.Node], Held | None]] = {
     **integer_linear.OPS,
     **integer_moves.OPS,
@@ -158,68 +157,3 @@ def _output(writer: Writer, index: int, value: ir.Value) -> None:
     node = make_node(op_type, inputs, name, kind, value.shape, attributes, name=writer.names.new(f"{name}_{op_type}"))
     graph.append(node)
     graph.outputs[index] = node.outputs[0]
-
-
-def floats(model: ir.Model) -> Iterator[tuple[str, str, bool]]:
-    """(name, what makes it, allowed) of every float tensor. Allowed are the graph's ends: inputs that QuantizeLinear
-    alone reads, outputs that DequantizeLinear makes, and the scales of these two."""
-    ends = {}
-    for node in model.graph:
-        if node.op_type == QUANTIZE and node.inputs[0] is not None and node.inputs[0].is_graph_input():
-            ends[node] = (node.inputs[0], node.inputs[1])
-        if node.op_type == DEQUANTIZE and node.outputs[0].is_graph_output() and not node.outputs[0].uses():
-            ends[node] = (node.outputs[0], node.inputs[1])
-    allowed = {v for pair in ends.values() for v in pair}
-    for graph in all_graphs(model):
-        for value in values_of(graph):
-            if value.dtype in FLOATS:
-                maker = value.producer()
-                made = "a graph input" if value.is_graph_input() else "an initializer"
-                if maker is not None:
-                    made = f"{maker.op_type} {maker.name!r}"
-                yield value.name or "", made, value in allowed and all(use.node in ends for use in value.uses())
-
-
-def strip_ends(model: ir.Model) -> ir.Model:
-    """Inputs and outputs become the codes themselves; scale and zero point of each are in the model's metadata.
-
-    The entry `edgeq.quantization.NAME` is "dtype scale zero_point": real = scale · (code - zero_point).
-    """
-    graph = model.graph
-    for index, value in enumerate(list(graph.inputs)):
-        readers = list(value.consumers())
-        if value.dtype not in FLOATS or not readers:
-            continue
-        first = readers[0]
-        same = [n for n in readers if n.op_type == QUANTIZE and n.inputs[1:] == first.inputs[1:]]
-        if len(same) != len(readers):
-            raise refused(first, f"input {value.name!r} is quantized in several ways", "leave out integer_io")
-        note(model, value, first)
-        codes = ir.Value(name=value.name, type=ir.TensorType(ir.DataType.UINT8), shape=value.shape)
-        for node in readers:
-            node.outputs[0].replace_all_uses_with(codes, replace_graph_outputs=True)
-            graph.remove(node, safe=True)
-        graph.inputs[index] = codes
-    for index, value in enumerate(list(graph.outputs)):
-        last = value.producer()
-        if last is None or last.op_type != DEQUANTIZE:
-            continue
-        note(model, value, last)
-        given = last.inputs[0]
-        assert given is not None
-        if given.is_graph_input() or given.is_graph_output():
-            copy = make_node("Identity", [given], f"{value.name}_copy", given.dtype, given.shape)
-            graph.insert_before(last, copy)
-            given = copy.outputs[0]
-        graph.outputs[index] = given
-        graph.remove(last, safe=True)
-        given.name = value.name
-    drop_unused_initializers(model)
-    return model
-
-
-def note(model: ir.Model, value: ir.Value, node: ir.Node) -> None:
-    scale, zero = constant(node.inputs[1]), constant(node.inputs[2])
-    assert scale is not None
-    assert zero is not None
-    model.metadata_props[f"edgeq.quantization.{value.name}"] = f"{zero.dtype.name} {float(scale)!r} {int(zero)}"

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from edgeq.graph import io
 from edgeq.graph.edit import all_graphs
+from edgeq.passes.integer_ends import floats
 from edgeq.report.tables import mb, plain, table
 
 LEDGER = 20
@@ -50,6 +52,20 @@ def inspect_file(path: Path) -> dict[str, Any]:
         "weight_bytes_by_type": dict(by_type.most_common()),
         "tensors": [{"name": n, "dtype": t, "shape": s, "bytes": b} for n, t, s, b in tensors],
     }
+
+
+def float_tensors(path: Path) -> list[dict[str, str]]:
+    """The float tensors of a model, its ends aside (see `edgeq.passes.integer_ends.floats`): name and producer."""
+    model = io.load(path)
+    ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
+    return [{"name": name, "producer": made} for name, made, allowed in floats(model) if not allowed]
+
+
+def float_table(path: Path, left: list[dict[str, str]]) -> list[Any]:
+    found = f"{len(left)} float tensors" if left else "no float tensor"
+    rows = [(row["name"], row["producer"]) for row in left]
+    listed = [table("float tensors", ("tensor", "made by"), rows)] if rows else []
+    return [plain(f"{path}: {found} between its ends"), *listed]
 
 
 def _value(value: ir.Value) -> dict[str, Any]:

@@ -12,7 +12,8 @@ import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeq.intops.quant import Quant
-from edgeq.passes.integer_only import floats, integer_only
+from edgeq.passes.integer_ends import floats
+from edgeq.passes.integer_only import integer_only
 
 Activation = tuple[Sequence[int], Quant]
 

@@ -17,7 +17,8 @@ from edgeq.formats.tflite_emulate import run
 from edgeq.graph import io
 from edgeq.graph.shapes import fix_shapes
 from edgeq.intops.quant import Quant
-from edgeq.passes.integer_only import floats, integer_only
+from edgeq.passes.integer_ends import floats
+from edgeq.passes.integer_only import integer_only
 from edgeq.recipe import Recipe
 from tests.passes.integer import Weight, converted, outputs, qdq
 from tests.passes.integer import stored as counted

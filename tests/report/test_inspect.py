@@ -3,10 +3,11 @@
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
-from edgeq.report.inspect import inspect_file
+from edgeq.report.inspect import float_tensors, inspect_file
 from edgeq.report.listings import method_rows, runtime_rows, target_rows
 
 DIGITS = Path(__file__).resolve().parents[2] / "sample_models" / "digits.onnx"
@@ -37,3 +38,29 @@ def test_listings_say_what_each_entry_is():
         assert len(rows) >= 3
         assert all(row[key] for row in rows)
     assert next(r for r in runtime_rows() if r["runtime"] == "cpu")["state"].startswith("here, ")
+
+
+def test_float_tensors_are_listed_with_what_makes_them(tmp_path):
+    left = float_tensors(DIGITS)
+    model = onnx.load(DIGITS)
+    made = {name for node in model.graph.node for name in node.output}
+    weights = {t.name for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT}
+    assert {row["name"] for row in left} >= made | weights | {"input"}
+    assert {row["producer"] for row in left if row["name"] == "logits"} == {"Gemm 'node_linear'"}
+
+
+def test_the_ends_may_be_float_and_what_no_one_types_may_not(tmp_path):
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("MaxPool", ["q"], ["p"], kernel_shape=[2]),
+        helper.make_node("DequantizeLinear", ["p", "s", "z"], ["y"]),
+    ]
+    ends = [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [1, 1, k]) for n, k in (("x", 4), ("y", 3))]
+    stored = [numpy_helper.from_array(np.float32(0.1), "s"), numpy_helper.from_array(np.uint8(3), "z")]
+    model = helper.make_model(helper.make_graph(nodes, "g", ends[:1], ends[1:], stored), ir_version=10)
+    onnx.save(model, tmp_path / "m.onnx")
+    assert float_tensors(tmp_path / "m.onnx") == []
+    model.graph.node[1].domain = "elsewhere"
+    model.opset_import.append(helper.make_opsetid("elsewhere", 1))
+    onnx.save(model, tmp_path / "m.onnx")
+    assert float_tensors(tmp_path / "m.onnx") == [{"name": "p", "producer": "MaxPool ''"}]
