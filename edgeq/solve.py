@@ -43,7 +43,7 @@ def solve(
         except ModelError as error:
             failed[weight.node] = str(error)
         progress(index + 1)
-    biases = _biases(plan, constants, groups, weights)
+    biases = _biases(plan, constants, groups, weights, failed)
     return Solution(groups, weights, biases), failed
 
 
@@ -106,6 +106,7 @@ def _biases(
     constants: Mapping[str | None, ir.TensorProtocol | None],
     groups: Mapping[str, QParams],
     weights: dict[tuple[str, int], QTensor],
+    failed: dict[str, str],
 ) -> dict[str, QTensor]:
     """int32 biases. A weight scale too small for its bias is raised (and that weight rounded anew) in `weights`."""
     group_of = {value.name: value.group for value in plan.values}
@@ -119,6 +120,7 @@ def _biases(
         act_scale = groups[group_of[bias.act]].scale
         array = tensor.numpy().reshape(-1)
         if not np.isfinite(array).all():
+            failed[bias.node] = "its bias holds NaN or infinity"
             continue
         params = bias_params(act_scale, weights[key].params.scale)
         codes, overflow = quantize_bias(array, params)

@@ -73,6 +73,11 @@ def bad_model(kind, folder):
         path.write_bytes(Path(DIGITS).read_bytes()[:100_000])
     elif kind == "empty":
         path.write_bytes(b"")
+    elif kind == "text tensor":
+        model = onnx.load(matmul(path))
+        model.graph.initializer.append(helper.make_tensor("words", TensorProto.STRING, [1], [b"cat"]))
+        onnx.save(model, path)
+        return path, "'words' holds text"
     elif kind == "missing data":
         matmul(path, external=True)
         (folder / "w.bin").unlink()
@@ -98,7 +103,7 @@ def refused(result, *parts):
         assert part in err, err
 
 
-MODELS = ["absent", "text", "truncated", "empty", "missing data", "short data", "data outside"]
+MODELS = ["absent", "text", "truncated", "empty", "missing data", "short data", "data outside", "text tensor"]
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -12,6 +12,7 @@ from edgeq import target as targets
 from edgeq.data import open_data
 from edgeq.errors import CalibrationError, RecipeError, VerifyError
 from edgeq.verify import Budget, verify
+from tests.graph.written import save, text
 from tests.runners import tiny
 
 SHAPES = {"x": (1, 3, 12, 12)}
@@ -137,3 +138,26 @@ def test_outputs_that_are_not_the_references(artifact, tmp_path):
     onnx.save(other, tmp_path / "o.onnx")
     with pytest.raises(VerifyError, match=r"output 'y'.*missing"):
         verify(artifact, tmp_path / "o.onnx", TARGET, open_data(tiny.samples(1), SHAPES))
+
+
+def test_optimization_levels_that_disagree_are_reported(tmp_path):
+    """Summed over 131072 products of 255·127, an integer kernel's 32 bits overflow; unfused, the sum is of floats."""
+    length = 1 << 17
+    inits = {"w": np.full((length, 1), 127, np.int8), "step": np.float32(1), "u": np.uint8(0), "s": np.int8(0)}
+    body = """
+        q = QuantizeLinear (x, step, u)
+        d = DequantizeLinear (q, step, u)
+        v = DequantizeLinear (w, step, s)
+        y = MatMul (d, v)
+    """
+    artifact = save(tmp_path, text(body, f"float[1,{length}] x"), inits)
+    (tmp_path / "f").mkdir()
+    reference = save(tmp_path / "f", text("y = MatMul (x, v)", f"float[1,{length}] x"), {"v": inits["w"].astype("f")})
+    loud = open_data([{"x": np.full((1, length), 255, np.float32)}], {"x": (1, length)})
+    found = verify(reference, artifact, TARGET, loud)
+    assert found.levels["disabled"] > 60  # as far as the order of a float32 sum matters
+    assert found.levels["all"] < 10
+    (warning,) = found.warnings
+    assert warning.startswith("onnxruntime's optimization levels disagree: ")
+    quiet = open_data([{"x": np.full((1, length), 100, np.float32)}], {"x": (1, length)})
+    assert verify(reference, artifact, TARGET, quiet).warnings == ()

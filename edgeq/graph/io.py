@@ -34,6 +34,10 @@ def load(path: str | os.PathLike[str]) -> ir.Model:
     for tensor in _tensors(model):
         if isinstance(tensor, ir.ExternalTensor):
             _check_external(path, tensor)
+        if tensor.dtype == ir.DataType.STRING:
+            raise ModelError(
+                f"{path}: tensor {tensor.name!r} holds text, which has no size; cut that part off the model"
+            )
     return model
 
 

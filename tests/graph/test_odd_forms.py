@@ -59,6 +59,27 @@ def test_an_infinite_weight_keeps_its_node_float_and_says_so(tmp_path):
     assert ort.InferenceSession(str(result.artifact)).run(None, samples(3, 16)[0])[0].shape == (3, 8)
 
 
+@pytest.mark.parametrize("spoiled", ["w", "b"])
+def test_an_infinite_constant_of_a_convolution_too(tmp_path, spoiled):
+    inits = {k: v.copy() for k, v in CONV.items()}
+    inits[spoiled].flat[1] = np.inf
+    body = "a = Conv <pads = [1, 1, 1, 1]> (x, w, b) r = Clip (a, low, high) y = Conv <pads = [1, 1, 1, 1]> (r, v)"
+    inits |= {"low": np.float32(-9), "high": np.float32(9), "v": draw(4, 4, 3, 3, seed=3)}
+    result = edgeq.quantize(save(tmp_path, text(body), inits), "x86_64", samples(1, 4, 8, 8), tmp_path / "out")
+    assert integer(result) == {"Conv_2"}
+    assert "NaN or infinity" in {n.name: n.reason for n in result.report.nodes.float}["Conv_0"]
+
+
+def test_what_is_not_a_number_inside_the_model_stretches_no_scale(tmp_path):
+    """Roots of negative numbers and quotients by 0, in one of the samples: the ranges are of the others."""
+    body = "n = Sqrt (x) r = Reciprocal (x) s = Add (n, r) y = Conv <pads = [1, 1, 1, 1]> (s, w, b)"
+    feeds = [{"x": np.abs(f["x"]) + np.float32(0.5)} for f in samples(1, 4, 8, 8)]
+    bad = {"x": feeds[0]["x"].copy()}
+    bad["x"].flat[:2] = (-1, 0)
+    path = save(tmp_path, text(body), CONV)
+    assert integer(quantize(tmp_path, path, [*feeds, bad], check=feeds)) == {"Conv_3"}
+
+
 @pytest.mark.parametrize("outputs", ["float[] y, float[4,4,3,3] w", "float[] y, float[N,4,8,8] x"])
 def test_a_weight_or_an_input_is_an_output(tmp_path, outputs):
     path = save(tmp_path, text("y = Conv <pads = [1, 1, 1, 1]> (x, w, b)", outputs=outputs), CONV)
