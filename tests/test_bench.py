@@ -14,7 +14,6 @@ from edgeq.errors import CalibrationError, RecipeError
 from edgeq.graph import io
 from edgeq.runners.places import Place, of_target
 from tests.runners import tiny
-from tests.test_cli import run  # noqa: F401 (a fixture)
 
 
 class Clock:
@@ -114,7 +113,7 @@ def test_on_this_machine_with_data(models):
         bench(models, place, lambda: iter(()))
 
 
-def test_command(models, tmp_path, run):  # noqa: F811
+def test_command(models, tmp_path, run):
     code, out, _ = run("bench", *map(str, models), "--rounds", "1", "--threads", "1,2", "--json")
     found = json.loads(out)
     assert code == 0
