@@ -23,7 +23,7 @@ from typing import Any
 import onnx_ir as ir
 
 from edgeq.errors import ToolError
-from edgeq.runners import aarch64, process
+from edgeq.runners import aarch64, jobs, process
 from edgeq.runners.jobs import CHILD, JobSession
 from edgeq.runners.session import CHOICES, COMMON, Feeds, options
 
@@ -91,9 +91,7 @@ def open_session(model: Path, **given: Any) -> JobSession:
         log = folder / "executed.log"
         trace = ["-d", "in_asm", "-D", str(log)] if chosen["proof"] else []
         argv = [_qemu(), *trace, "-cpu", CPUS[chosen["cpu"]].qemu, "-L", str(prefix), str(python), "-S", "-s", "-B"]
-        process.run(
-            [*argv, str(CHILD), str(folder)], what=what, timeout=chosen["timeout"], env=_env(root()), cwd=folder
-        )
+        process.run([*argv, CHILD.name, "."], what=what, timeout=chosen["timeout"], env=_env(root()), cwd=folder)
         return {"instructions": aarch64.integer_instructions(log)} if chosen["proof"] else {}
 
     return JobSession(model, what, launch, chosen, proof=chosen["proof"])
@@ -101,13 +99,7 @@ def open_session(model: Path, **given: Any) -> JobSession:
 
 def optimized(model: Path, feeds: Feeds, **given: Any) -> ir.Model:
     """The graph that this runtime really runs, after every optimization. Raises what `open_session` and `run` raise."""
-    session = open_session(model, proof=True, **given)
-    try:
-        session.run(feeds)
-    finally:
-        session.close()
-    assert session.optimized is not None
-    return session.optimized
+    return jobs.optimized(open_session(model, proof=True, **given), feeds)
 
 
 def install(progress: Callable[[str], None]) -> None:

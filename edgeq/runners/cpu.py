@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import statistics
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,8 +16,8 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from edgeq.errors import CalibrationError, ModelError
-from edgeq.graph.io import load, one_line
+from edgeq.errors import CalibrationError, ModelError, ToolError
+from edgeq.graph.io import one_line, read_graph
 from edgeq.graph.observe import observable
 from edgeq.runners.session import COMMON, Feeds, Outputs, options
 
@@ -51,9 +53,10 @@ def version() -> str:
 
 
 def open_session(model: Path, **given: Any) -> CpuSession:
-    """Options: optimization, threads, timeout (not used: this runs in-process), config (session config entries), and
+    """Options: optimization, threads, timeout, config (session config entries), and
     keep: whether memory that an inference needed is kept for the next one, which is faster.
 
+    This runs in-process, and onnxruntime sees that its time is over when a node ends.
     Raises ModelError when onnxruntime refuses the model, RecipeError for an unknown option.
     """
     chosen = options("cpu", given, {**COMMON, "config": {}, "save_optimized": "", "keep": True})
@@ -70,7 +73,7 @@ def optimized(model: Path, feeds: Feeds | None = None, **given: Any) -> ir.Model
                 session.run(feeds)
         finally:
             session.close()
-        return load(path)
+        return read_graph(path)
 
 
 def quiet_options(threads: int, optimization: str, config: dict[str, str]) -> ort.SessionOptions:
@@ -82,6 +85,37 @@ def quiet_options(threads: int, optimization: str, config: dict[str, str]) -> or
     for key, value in config.items():
         chosen.add_session_config_entry(key, value)
     return chosen
+
+
+class Watch:
+    """Ends inferences that are over their time, from one thread for all sessions."""
+
+    def __init__(self) -> None:
+        self._until: dict[int, tuple[float, ort.RunOptions]] = {}
+        self._thread: threading.Thread | None = None
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[ort.RunOptions]:
+        options = ort.RunOptions()
+        options.log_severity_level = 4
+        self._until[id(options)] = time.monotonic() + seconds, options
+        if self._thread is None or not self._thread.is_alive():  # a forked process begins without it
+            self._thread = threading.Thread(target=self._look, daemon=True)
+            self._thread.start()
+        try:
+            yield options
+        finally:
+            del self._until[id(options)]
+
+    def _look(self) -> None:
+        while True:
+            time.sleep(0.1)
+            for until, running in list(self._until.values()):
+                if time.monotonic() > until:
+                    running.terminate = True
+
+
+WATCH = Watch()
 
 
 class CpuSession:
@@ -100,6 +134,7 @@ class CpuSession:
 
     def _open(self, model: Path) -> ort.InferenceSession:
         chosen = quiet_options(self._chosen["threads"], self._chosen["optimization"], self._chosen["config"])
+        chosen.enable_cpu_mem_arena = self._chosen["keep"]
         if self._chosen["save_optimized"]:
             chosen.optimized_model_filepath = self._chosen["save_optimized"]
         try:
@@ -114,13 +149,17 @@ class CpuSession:
     def run(self, feeds: Feeds, taps: Sequence[str] = ()) -> Outputs:
         names = tuple(dict.fromkeys([*self.outputs, *taps]))
         session = self._with_taps(names[len(self.outputs) :])
-        began = time.perf_counter()
+        limit = self._chosen["timeout"]
         try:
-            arrays = session.run(list(names), dict(feeds))
+            with WATCH.within(limit) as options:
+                began = time.perf_counter()
+                arrays = session.run(list(names), dict(feeds), options)
+                self._times.append(time.perf_counter() - began)
         except Exception as error:  # onnxruntime has no common base for its errors
+            if options.terminate:
+                raise ToolError(f"{self.model}: stopped after {limit:g} s; raise the timeout option") from None
             check_feeds(self.inputs, feeds, self._optional)  # names the feeds when they are at fault
             raise ModelError(f"{self.model}: onnxruntime failed to run it ({one_line(error)})") from None
-        self._times.append(time.perf_counter() - began)
         return dict(tensors(names, arrays))
 
     def run_many(self, batches: Iterable[Feeds], taps: Sequence[str] = ()) -> Iterator[Outputs]:

@@ -82,7 +82,9 @@ def command(chosen: dict[str, Any]) -> list[str]:
             f"umask 077; mkdir {place} && cd {place} || exit 1",
             f"trap 'rm -rf {place}' EXIT; trap 'exit 1' HUP INT TERM PIPE",
             "tar -xof - || exit 1",
-            f"timeout -k 5 {chosen['timeout']:.3f} {shlex.quote(chosen['python'])} {CHILD.name} . >&2; code=$?",
+            # `timeout` leads a group of its own; what the program leaves in it would hold the connection open.
+            f"timeout -k 5 {chosen['timeout']:.3f} {shlex.quote(chosen['python'])} {CHILD.name} . >&2 & run=$!",
+            "wait $run; code=$?; kill -9 -$run 2>/dev/null",
             f"[ $code = 124 ] && echo {late} >&2",
             f"[ $code = 0 ] || exit $code; tar -cf - {results}",
         ]

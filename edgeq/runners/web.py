@@ -146,7 +146,7 @@ def handler(folder: Path, token: str, done: threading.Event) -> type[BaseHTTPReq
     def file(path: str) -> Path | None:
         part, _, name = path.partition("/")
         if path == CHILD.name:
-            return CHILD
+            return folder / path
         if part == "ort" and re.fullmatch(r"[\w.-]+\.(mjs|wasm)", name):
             return dist() / name
         if part == "job" and (name in readable or _INPUT.fullmatch(name)):
