@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from edgeq import stats, workers
 from edgeq.data import BLOCK, Dataset
+from edgeq.datafree import Moments, renormalized, synthetic
 from edgeq.errors import CalibrationError, RecipeError
 from edgeq.graph import io
 from edgeq.graph.edit import all_graphs
@@ -34,19 +35,25 @@ WITH_HISTOGRAM = "mse"
 class Ways:
     """How statistics are come by. workers: processes; dask: a scheduler's address, whose workers run instead.
 
-    stats: a file of them to use in place of data. save_stats: a file to write them to.
+    stats: a file of them to use in place of data. save_stats: a file to write them to. moments: of the model's
+    BatchNormalizations, to run it on made-up data (`edgeq.datafree`).
     """
 
     workers: int = 1
     dask: str | None = None
     stats: str | os.PathLike[str] | None = None
     save_stats: str | os.PathLike[str] | None = None
+    moments: Moments | None = None
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise RecipeError(f"--workers {self.workers}: give 1 or more")
         if self.stats is not None and (self.save_stats is not None or self.dask is not None or self.workers > 1):
             raise RecipeError("--stats runs on no data: leave out --save-stats, --workers and --dask")
+
+    @property
+    def data_free(self) -> bool:
+        return self.moments is not None
 
 
 def gather(
@@ -68,6 +75,10 @@ def gather(
     wanted = observed(prepared, made)
     if ways.stats is not None:
         return _saved(Path(ways.stats), path, recipe, wanted)
+    running = path
+    if ways.moments is not None:
+        running = work / ".renormalized.onnx"
+        data = synthetic(prepared, renormalized(path, ways.moments, running), recipe)
     if data is None:
         raise CalibrationError("static quantization needs data: give --calib, --data-free, or use --method dynamic")
     if ways.save_stats is not None:  # also what plans of other recipes would look at
@@ -75,7 +86,7 @@ def gather(
         plans = [plan(prepared, target, msgspec.structs.replace(recipe, **other)) for other in others]
         wanted = dict.fromkeys({**wanted, **observed(prepared, *plans)}, WITH_HISTOGRAM)
     found = replace(
-        observe(wanted, path, recipe, data, work, ways, progress),
+        observe(wanted, running, recipe, data, work, ways, progress),
         model=_digest(path),
         data=data.name,
         settings=_settings(recipe),

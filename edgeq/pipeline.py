@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -21,6 +21,7 @@ from edgeq.costs import costly_joins
 from edgeq.coverage import Coverage, coverage
 from edgeq.data import Dataset, open_data
 from edgeq.data.images import resolve
+from edgeq.datafree import batch_moments
 from edgeq.errors import RecipeError, TargetError
 from edgeq.graph import io
 from edgeq.graph.prepare import prepare
@@ -83,6 +84,7 @@ def quantize(
     dask: str | None = None,
     stats: str | os.PathLike[str] | None = None,
     save_stats: str | os.PathLike[str] | None = None,
+    data_free: bool = False,
     progress: Progress = silent,
     **settings: Any,
 ) -> Result:
@@ -90,12 +92,14 @@ def quantize(
 
     target: by default the recipe's. calib: see `edgeq.data.open_data`; only the static method needs it.
     eval_data: what to verify on, by default `calib`. check: whether to verify. layers: measure every layer too.
-    workers, dask, stats, save_stats: see `edgeq.observation.Ways`.
+    workers, dask, stats, save_stats: see `edgeq.observation.Ways`. data_free: calibrate on made-up data.
     settings: fields of the recipe, which win over `recipe`'s; None leaves one as it is.
     Raises an EdgeqError, and then leaves nothing behind.
     """
     path = Path(model)
     ways = Ways(workers, dask, stats, save_stats)
+    if data_free and not (calib is None and stats is None):
+        raise RecipeError("--data-free makes data up: leave out --calib and --stats")
     chosen = resolve_recipe(recipe, target, **settings)
     aim = _aim(target, chosen)
     budget = budget or Budget()
@@ -104,6 +108,8 @@ def quantize(
     with work_folder(Path(output)) as work:
         source = io.load(path)
         chosen = _resolve_images(chosen, source)
+        if data_free:
+            ways = replace(ways, moments=batch_moments(source))
         data, held_out = (_open(given, chosen, source) for given in (calib, eval_data))
         held_out = held_out or data
         progress("prepare", 0, None)
@@ -263,7 +269,8 @@ def _quantize(
         excluded |= failed
         made = plan(prepared, target, recipe, excluded)
     progress("rewrite", 0, None)
-    evidence = Evidence(drawn(prepared, made), ranges(made, summaries, solution.groups), about)
+    warnings = ("calibrated on made-up data: measure the artifact on real samples",) if ways.data_free else ()
+    evidence = Evidence(drawn(prepared, made), ranges(made, summaries, solution.groups), about, warnings)
     store_tables(prepared, made, solution)
     rewrite = load("edgeq.passes", REWRITES[recipe.method], "apply").apply
     rewritten = rewrite(prepared, made, solution, target)

@@ -21,7 +21,7 @@ FLOORS = (
     {"package", "verify", "bench", "report", "search"},
     {"runners", "export", "train", "formats"},
     {"passes"},
-    {"planner", "islands", "eligible", "plan", "solve", "sums", "coverage", "costs", "stats", "specimens"},
+    {"planner", "islands", "eligible", "plan", "solve", "sums", "coverage", "costs", "stats", "datafree", "specimens"},
     {"graph", "recipe", "target", "data", "lock", "golden"},
     {"weights", "calibrate", "intops"},
     {"numerics"},

@@ -41,6 +41,9 @@ def quantize(
     ] = None,
     integer_io: Annotated[bool | None, typer.Option("--integer-io", help="Codes in and out too.")] = None,
     rounding: Annotated[str | None, typer.Option(help="Of --integer-only: double (TFLite's) or single.")] = None,
+    data_free: Annotated[
+        bool, typer.Option("--data-free", help="Calibrate on made-up data and BatchNormalization's statistics.")
+    ] = False,
     workers: Annotated[int, typer.Option(help="Processes that calibrate; the result is the same.")] = 1,
     dask: Annotated[str | None, typer.Option(help="Scheduler of a Dask cluster that calibrates, HOST:PORT.")] = None,
     save_stats: Annotated[Path | None, typer.Option(help="Also write the statistics of the data to this file.")] = None,
@@ -79,6 +82,7 @@ def quantize(
             budget=Budget(max_drop, min_sqnr),
             check=check,
             layers=layers,
+            data_free=data_free,
             workers=workers,
             dask=dask,
             stats=stats,

@@ -19,11 +19,12 @@ BINS = 32
 
 @dataclass(frozen=True)
 class Evidence:
-    """graph, ranges: see `Report`. calibration: what to say of the data."""
+    """graph, ranges: see `Report`. calibration: what to say of the data. warnings: what to beware of in it."""
 
     graph: tuple[DrawnNode, ...]
     ranges: tuple[ActivationRange, ...]
     calibration: dict[str, Any]
+    warnings: tuple[str, ...] = ()
 
 
 def drawn(model: ir.Model, plan: Plan) -> tuple[DrawnNode, ...]:
