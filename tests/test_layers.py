@@ -34,6 +34,7 @@ SIDEWAYS = (
     ("__main__", "cli", "__init__"),
     ("observation", "workers", "shards"),
     ("verify", "report"),
+    ("package", "report"),
     ("bench", "report"),
     ("export", "runners"),
     ("planner", "islands", "eligible", "plan"),

@@ -25,6 +25,8 @@ COMMANDS = (
     "bench",
     "check",
     "report",
+    "package",
+    "verify_package",
     "targets",
     "methods",
     "doctor",

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from edgeq.errors import ToolError, VerifyError
+from edgeq.errors import EdgeqError, ToolError
 from edgeq.report.drawing import HEIGHT, WIDTH, Bars, Line, Map, bars, curve, decibel_axis, lay_out
 from edgeq.report.inspect import inspect_file
 from edgeq.report.schema import Report
@@ -38,7 +38,7 @@ class Side:
 
 
 def page(folders: Sequence[Path]) -> str:
-    """The HTML of one output folder's report, or of two side by side. Raises VerifyError for a folder without one."""
+    """The HTML of one output folder's report, or of two side by side. Raises EdgeqError for a folder without one."""
     reports = [_read(folder) for folder in folders]
     curves = [[row.sqnr_db for row in r.verification.layers] if r.verification else [] for r in reports]
     low, high, marks = decibel_axis(curves)
@@ -58,11 +58,9 @@ def _read(folder: Path) -> Report:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Report)
     except OSError as error:
-        raise VerifyError(
-            f"{path}: can't be read ({error.strerror}); give a folder that edgeq quantize wrote"
-        ) from None
+        raise EdgeqError(f"{path}: can't be read ({error.strerror}); give a folder that edgeq quantize wrote") from None
     except msgspec.DecodeError as error:
-        raise VerifyError(f"{path}: not a report of this version ({error})") from None
+        raise EdgeqError(f"{path}: not a report of this version ({error})") from None
 
 
 def _side(label: str, folder: Path, report: Report, low: float, high: float) -> Side:

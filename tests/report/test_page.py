@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import edgeq
-from edgeq.errors import VerifyError
+from edgeq.errors import EdgeqError
 from edgeq.report.drawing import HEIGHT, bars, curve, decibel_axis, lay_out
 from edgeq.report.page import facts, page
 from edgeq.report.schema import DrawnNode, Report, dump
@@ -127,10 +127,10 @@ def test_hostile_names_are_text(folders, tmp_path):
 
 
 def test_a_folder_without_a_report_is_one_line(tmp_path):
-    with pytest.raises(VerifyError, match="give a folder"):
+    with pytest.raises(EdgeqError, match="give a folder"):
         page([tmp_path])
     (tmp_path / "report.json").write_text('{"schema_version": 1}')
-    with pytest.raises(VerifyError, match="not a report of this version"):
+    with pytest.raises(EdgeqError, match="not a report of this version"):
         page([tmp_path])
 
 

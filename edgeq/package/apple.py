@@ -1,0 +1,30 @@
+"""A Swift package: the model as a resource, an actor over onnxruntime's Swift API, and XCTest's self-test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeq.errors import TargetError
+from edgeq.package.contents import Contents, template, write_common
+
+NOTES = ("the Swift package was not compiled here: that takes Xcode",)
+
+
+def build(contents: Contents, output: Path) -> None:
+    """Write the package into the folder `output`. Raises TargetError for an artifact that is no single .onnx file."""
+    if contents.artifact.suffix != ".onnx" or contents.artifact.with_name(f"{contents.artifact.name}.data").exists():
+        raise TargetError(
+            "apple", f"{contents.artifact.name} is not one .onnx file", "quantize for `arm64`, under 2 GB"
+        )
+    sources, tests = output / "Sources" / contents.camel, output / "Tests" / f"{contents.camel}Tests"
+    write_common(contents, sources / "Resources", contents.artifact, "onnxruntime-objc")
+    tests.mkdir(parents=True)
+    values = {"name": contents.name, "class": contents.camel}
+    places = {
+        "Package.swift": output / "Package.swift",
+        "Model.swift": sources / f"{contents.camel}.swift",
+        "Golden.swift": sources / "Golden.swift",
+        "SelfTest.swift": tests / "SelfTest.swift",
+    }
+    for name, place in places.items():
+        place.write_text(template(f"apple/{name}", **values), encoding="utf-8")

@@ -1,0 +1,21 @@
+"""Plain files: the model as .onnx and .ort, and the operators that a reduced build of onnxruntime has to have."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from edgeq.formats import ort_format
+from edgeq.package.contents import Contents, write_common
+
+NOTES: tuple[str, ...] = ()
+
+
+def build(contents: Contents, output: Path) -> None:
+    """Write the package into the folder `output`."""
+    write_common(contents, output, contents.artifact, "onnxruntime")
+    beside = contents.artifact.with_name(f"{contents.artifact.name}.data")
+    if beside.exists():
+        shutil.copy(beside, output / beside.name)
+    if contents.artifact.suffix == ".onnx":
+        ort_format.convert(contents.artifact, output)
