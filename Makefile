@@ -1,4 +1,5 @@
 # make quantize TARGET=arm64 [MODEL=m.onnx CALIB=data.npz OUT=folder]     make test lint bench verify
+# make package TARGET=arm64 PLATFORM=android|apple|web|bare
 PYTHON ?= python3
 TORCH  ?= torch
 VENV   := .venv
@@ -13,7 +14,7 @@ EVAL  ?= sample_models/digits.npz
 LABELS ?= label
 endif
 
-.PHONY: quantize verify test lint bench clean
+.PHONY: quantize verify package test lint bench clean
 
 $(BIN)/edgeq: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -33,6 +34,11 @@ quantize: $(BIN)/edgeq
 verify: $(BIN)/edgeq
 	$(BIN)/edgeq verify $(MODEL) $(OUT)/model.onnx --target $(TARGET) --data $(or $(EVAL),$(CALIB)) \
 	  $(if $(LABELS),--labels $(LABELS)) $(ARGS)
+
+PLATFORM ?= bare
+
+package: quantize
+	$(BIN)/edgeq package $(OUT) --platform $(PLATFORM) --output $(OUT)-$(PLATFORM) $(PACKAGE_ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)

@@ -40,8 +40,8 @@ def work_folder(output: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(work, ignore_errors=True)
         os.close(lock)
-        if not output.exists():
-            for folder in new:
+        for folder in new:
+            if folder.exists() and not any(folder.iterdir()):
                 folder.rmdir()
 
 

@@ -72,8 +72,9 @@ def test_a_package_is_whole_and_the_same_twice(packages, made, labels, tmp_path,
     assert check(packages / platform) > 5
     listed = run("sha256sum", "--check", "--strict", SUMS, cwd=packages / platform)
     assert listed.returncode == 0, listed.stderr
-    package(gather(made, labels=labels), platform, tmp_path / "again")
-    assert (tmp_path / "again" / SUMS).read_text() == (packages / platform / SUMS).read_text()
+    package(gather(made, labels=labels), platform, tmp_path / "new" / "again")
+    assert [p.name for p in tmp_path.rglob("*again*")] == ["again"]
+    assert (tmp_path / "new" / "again" / SUMS).read_text() == (packages / platform / SUMS).read_text()
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
