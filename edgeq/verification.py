@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from edgeq.errors import ModelError
 from edgeq.graph import io
 from edgeq.recipe import Recipe
 from edgeq.report.schema import Verification
+from edgeq.runners.places import Place, of_target
+from edgeq.scores import MetricFunction
 from edgeq.target import Target
 from edgeq.types import Progress, silent
-from edgeq.verify import Budget, Keep, MetricFunction, verify
+from edgeq.verify import Budget, Keep, verify
 
 
 def verify_files(
@@ -26,6 +29,8 @@ def verify_files(
     target: str | Target = "x86_64",
     data: Any = None,
     *,
+    boards: Sequence[Place] = (),
+    strict: bool = False,
     recipe: Recipe | str | os.PathLike[str] | None = None,
     labels: str | None = None,
     metric: str | MetricFunction | None = None,
@@ -36,11 +41,12 @@ def verify_files(
 ) -> Verification:
     """Measure an artifact against its reference; see `edgeq.verify.verify`.
 
+    target: "x86_64,arm64,web" runs the artifact everywhere, and the first is what the others are compared with.
     The worst layers are measured when asked for, and when the budget is not met. recipe: says how images become
     samples, and which state is fed back.
     """
     left, right = Path(reference), Path(quantized)
-    aim = targets.load(target) if isinstance(target, str) else target
+    aim, *more = [targets.load(name) for name in target.split(",")] if isinstance(target, str) else [target]
     source, made = io.load(left), io.load(right)
     asked = recipe if isinstance(recipe, Recipe) else Recipe() if recipe is None else recipes.load(recipe)
     dataset = open_data(data, io.input_shapes(source), asked.preprocess, [into for _, into in asked.state])
@@ -53,6 +59,8 @@ def verify_files(
         right,
         aim,
         dataset,
+        places=[*(of_target(other, strict) for other in more), *boards],
+        strict=strict,
         labels=labels,
         metric=metric,
         budget=budget,

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from itertools import tee
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from edgeq.data import Dataset, load_object
-from edgeq.errors import CalibrationError, EdgeqError, RecipeError, VerifyError
+from edgeq.data import Dataset
+from edgeq.errors import CalibrationError, EdgeqError, RecipeError
+from edgeq.matrix import Column, finite_db, rows
 from edgeq.numerics.metrics import Drift
 from edgeq.registry import load
-from edgeq.report.schema import LayerDrift, LostSlice, Metric, OutputDrift, Runtime, Verification
+from edgeq.report.schema import LayerDrift, Metric, OutputDrift, Verification
 from edgeq.runners import fusion
 from edgeq.runners.feedback import Pairs, with_state
+from edgeq.runners.places import Place, of_target
 from edgeq.runners.session import Session
+from edgeq.scores import MetricFunction, Outputs, scores
 from edgeq.target import Target
 
 LEVEL_SAMPLES = 8
 LEVELS_AGREE_DB = 40.0
 
-Outputs = Mapping[str, np.ndarray]
 Fed = Callable[[Session], Session]
 """Gives a session of either model that is fed its state."""
 Keep = Callable[[Outputs, Outputs], None]
-MetricFunction = Callable[[list[dict[str, np.ndarray]], dict[str, np.ndarray]], float]
 
 
 @dataclass
@@ -39,73 +40,14 @@ class Budget:
     min_sqnr: float | None = None
 
 
-@dataclass
-class _Scores:
-    """The task metric of both models: top-1 against labels as it streams, or a function over all outputs at the end."""
-
-    labels: np.ndarray | None = None
-    label_name: str = ""
-    function: MetricFunction | None = None
-    name: str = ""
-    hits: list[int] = field(default_factory=lambda: [0, 0])
-    kept: tuple[list[dict[str, np.ndarray]], list[dict[str, np.ndarray]]] = field(default_factory=lambda: ([], []))
-    seen: int = 0
-
-    def update(self, reference: Outputs, quantized: Outputs) -> None:
-        if self.labels is not None:
-            rows = 0
-            for side, outputs in enumerate((reference, quantized)):
-                scores = next(iter(outputs.values()))
-                scores = scores.reshape(-1, scores.shape[-1])
-                rows = len(scores)
-                wanted = self.labels[self.seen : self.seen + rows].reshape(-1)
-                self.hits[side] += int((scores.argmax(-1)[: len(wanted)] == wanted).sum())
-            self.seen += rows
-        elif self.function is not None:
-            for side, outputs in enumerate((reference, quantized)):
-                self.kept[side].append({k: np.array(v) for k, v in outputs.items()})
-
-    def result(self, extras: dict[str, np.ndarray]) -> Metric | None:
-        if self.labels is not None:
-            if self.labels.size != self.seen:
-                raise CalibrationError(
-                    f"{self.label_name!r} holds {self.labels.size} labels for {self.seen} predictions"
-                )
-            float_score, quantized = (h / max(self.seen, 1) for h in self.hits)
-            return Metric(f"top-1 ({self.label_name})", float_score, quantized, float_score - quantized)
-        if self.function is not None:
-            try:
-                float_score, quantized = (float(self.function(k, extras)) for k in self.kept)
-            except Exception as error:  # the user's own code may raise anything
-                raise CalibrationError(f"metric {self.name} failed: {type(error).__name__}: {error}") from None
-            return Metric(self.name, float_score, quantized, float_score - quantized)
-        return None
-
-
-def scores(data: Dataset, labels: str | None, metric: str | MetricFunction | None) -> _Scores:
-    """The metric asked for. Raises CalibrationError when the labels are not in the data, or no metric is callable."""
-    if labels is not None:
-        if labels not in data.extras:
-            raise CalibrationError(
-                f"{data.name} has no array {labels!r} for labels: it has {', '.join(data.extras) or 'none'}"
-            )
-        return _Scores(labels=np.asarray(data.extras[labels]), label_name=labels)
-    if metric is not None:
-        function = load_object(metric) if isinstance(metric, str) else metric
-        if not callable(function):
-            raise CalibrationError(f"metric {metric!r} is a {type(function).__name__}; give a function")
-        return _Scores(
-            function=function, name=metric if isinstance(metric, str) else getattr(metric, "__name__", "metric")
-        )
-    return _Scores()
-
-
 def verify(
     reference: Path,
     quantized: Path,
     target: Target,
     data: Dataset,
     *,
+    places: Sequence[Place] = (),
+    strict: bool = False,
     labels: str | None = None,
     metric: str | MetricFunction | None = None,
     budget: Budget | None = None,
@@ -118,34 +60,34 @@ def verify(
 ) -> Verification:
     """Measure the artifact against the reference on the target's runtime, or on its stand-in where that is missing.
 
-    layers: (node, op, value) triples whose value is compared in both models; layers_on_failure: only when the budget
-    is not met. state: (output, input) pairs that each of the models is fed back, its own. keep: called with each
-    sample and what the artifact made of it. A budget that is not met is
-    written into `failures`; nothing is raised for it. Raises CalibrationError, ModelError, RecipeError, VerifyError.
+    places: where it is to run too; the result then has a matrix of all, and the budget holds everywhere. strict: the
+    target's own runtime must be here. layers: (node, op, value) triples whose value is compared in both models;
+    layers_on_failure: only when the budget is not met. state: (output, input) pairs that each of the models is fed
+    back, its own. keep: called with each sample and what the artifact made of it. A budget that is not met is written
+    into `failures`; nothing is raised for it. Raises CalibrationError, ModelError, RecipeError, ToolError, VerifyError.
     """
     if budget is not None and budget.max_drop is not None and labels is None and metric is None:
         raise RecipeError("a largest drop needs something to measure: give --labels or --metric beside --max-drop")
-    runner, note = pick_runner(target)
-    warnings = [note] if note else []
-    options: dict[str, Any] = {"threads": threads} | (target.runner_options if note is None else {})
-    float_runner = load("edgeq.runners", "cpu")
-    judged = scores(data, labels, metric)
+    everywhere = (of_target(target, strict), *places)
+    warnings = [place.note for place in everywhere if place.note]
     fed = partial(with_state, model=reference, pairs=state)
-    float_session = float_runner.open_session(reference, threads=threads)
-    session = runner.open_session(quantized, **options)
-    try:
-        drifts, samples = _compare(fed(float_session), fed(session), data, judged, keep, progress)
-        found = tuple(_drift(name, drift) for name, drift in drifts.items())
-        runtime = Runtime(
-            runner.TITLE,
-            runner.version(),
-            session.latency_ms if runner.TIMED else None,
-            float_session.latency_ms if runner.TIMED else None,
-        )
+    with ExitStack() as stack:
+        float_session = load("edgeq.runners", "cpu").open_session(reference, threads=threads)
+        stack.callback(float_session.close)
+        columns = []
+        for place in everywhere:
+            columns.append(Column(place, place.open(quantized, threads=threads), scores(data, labels, metric)))
+            stack.callback(columns[-1].session.close)
+        samples = _compare(fed(float_session), columns, data, fed, keep, progress)
+        first, found = columns[0], columns[0].outputs()
+        runtime = first.runtime(float_session)
+        budgeted = budget or Budget()
+        failures = _failures(found, first.judged.result(data.extras), budgeted)
+        for column in columns[1:]:
+            missed = _failures(column.outputs(), column.judged.result(data.extras), budgeted)
+            failures += tuple(f"{column.place.name}: {line}" for line in missed)
+        matrix = rows(columns, quantized, data.take(LEVEL_SAMPLES), data.extras, fed) if places else ()
         levels, level_warnings = _levels(quantized, float_session, data, target, threads, fed)
-    finally:
-        float_session.close()
-        session.close()
     warnings += level_warnings
     for output in found:
         if output.lost_slices:
@@ -155,61 +97,33 @@ def verify(
     if target.cpu_kernels:
         placed = fusion.placement(quantized, target)
         warnings += [f"node {name} is quantized but onnxruntime runs it in float" for name in placed.float]
-    scored = judged.result(data.extras)
-    failures = _failures(found, scored, budget or Budget())
+    scored = first.judged.result(data.extras)
     wanted = layers if failures or not layers_on_failure else ()
     layer_drifts = _layers(reference, quantized, wanted, data, threads, fed) if wanted else ()
-    return Verification(samples, found, runtime, scored, levels, layer_drifts, tuple(warnings), failures)
-
-
-def pick_runner(target: Target) -> tuple[Any, str | None]:
-    """The target's runner, or its stand-in with the line that says why."""
-    why: str | None = "it runs on a device only"
-    if target.runner:
-        runner = load("edgeq.runners", target.runner, "open_session")
-        why = runner.missing()
-        if why is None:
-            return runner, None
-    stand_in = load("edgeq.runners", target.stand_in, "open_session")
-    return stand_in, f"verified on {stand_in.TITLE} instead of {target.title}: {why}"
+    return Verification(samples, found, runtime, scored, levels, layer_drifts, tuple(warnings), failures, matrix)
 
 
 def _compare(
     float_session: Session,
-    session: Session,
+    columns: Sequence[Column],
     data: Dataset,
-    judged: _Scores,
+    fed: Fed,
     keep: Keep,
     progress: Callable[[int], None],
-) -> tuple[dict[str, Drift], int]:
-    drifts: dict[str, Drift] = {}
+) -> int:
+    """Runs every sample everywhere; how many there were."""
     samples = 0
-    fed, left, right = tee(data, 3)  # one walk: a loader that shuffles gives each walk another order
-    for feeds, reference, got in zip(fed, float_session.run_many(left), session.run_many(right), strict=True):
-        for name in reference:
-            if name not in got or got[name].shape != reference[name].shape:
-                shape = got[name].shape if name in got else "missing"
-                raise VerifyError(
-                    f"output {name!r} has shape {reference[name].shape} in the reference, here it is {shape}"
-                )
-            drifts.setdefault(name, Drift()).update(reference[name], got[name])
-        judged.update(reference, got)
-        keep(feeds, got)
+    own, left, *copies = tee(data, 2 + len(columns))  # one walk: a loader that shuffles gives each walk another order
+    runs = [fed(column.session).run_many(copy) for column, copy in zip(columns, copies, strict=True)]
+    for feeds, reference, *got in zip(own, float_session.run_many(left), *runs, strict=True):
+        for column, outputs in zip(columns, got, strict=True):
+            column.update(reference, outputs, got[0])
+        keep(feeds, got[0])
         samples += 1
         progress(samples)
     if not samples:
         raise CalibrationError(f"{data.name} holds no samples to verify on: give at least one")
-    return drifts, samples
-
-
-def finite_db(db: float) -> float | None:
-    return None if db == np.inf else (-300.0 if db == -np.inf else float(db))
-
-
-def _drift(name: str, drift: Drift) -> OutputDrift:
-    result = drift.result()
-    lost = tuple(LostSlice(s.axis, s.index, finite_db(s.sqnr_db) or 0.0) for s in result.lost)
-    return OutputDrift(name, finite_db(result.sqnr_db), result.cosine, result.max_abs, lost)
+    return samples
 
 
 def _levels(

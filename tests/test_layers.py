@@ -18,7 +18,7 @@ FLOORS = (
     {"gate"},
     {"pipeline"},
     {"observation", "workers", "shards", "verification", "probe"},
-    {"package", "verify", "bench", "report", "search"},
+    {"package", "verify", "matrix", "scores", "bench", "report", "search"},
     {"runners", "export", "train", "formats"},
     {"passes"},
     {"planner", "islands", "eligible", "plan", "solve", "sums", "coverage", "costs", "stats", "datafree", "specimens"},
@@ -33,7 +33,7 @@ LEVEL = {unit: -depth for depth, floor in enumerate(FLOORS) for unit in floor}
 SIDEWAYS = (
     ("__main__", "cli", "__init__"),
     ("observation", "workers", "shards"),
-    ("verify", "report"),
+    ("verify", "matrix", "scores", "report"),
     ("package", "report"),
     ("bench", "report"),
     ("export", "runners"),

@@ -30,7 +30,7 @@ def matrix_table(found: Verification) -> list[Any]:
 def _cells(row: PlaceRow, index: int) -> tuple[str, ...]:
     output, runtime = row.outputs[index], row.runtime
     name = f"{runtime.name} {runtime.version}" + (" (stands in)" if row.stand_in else "")
-    time = "" if runtime.latency_ms is None else f"{runtime.latency_ms:.2f} ms"
+    time = "" if runtime.latency_ms is None or row.stand_in else f"{runtime.latency_ms:.2f} ms"
     steps = "-" if output.steps is None else str(output.steps)
     bits = "same" if output.identical else "differ"
     if index:
