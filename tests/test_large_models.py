@@ -14,12 +14,14 @@ BODY = "a = MatMul (x, u) r = Relu (a) b = Gemm <transB = 1> (r, v) s = Relu (b)
 EXTERNAL = {"save_as_external_data": True, "location": "weights.bin", "size_threshold": 0}
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("method", ["static", "dynamic"])
-def test_the_whole_way_with_weights_outside_the_file(tmp_path, monkeypatch, method):
-    inits = {name: draw(64, 64, seed=i) / 8 for i, name in enumerate("uvw")}
-    path = save(tmp_path, text(BODY, "float[N,64] x"), inits, **EXTERNAL)
+def test_the_whole_way_with_weights_outside_the_file(tmp_path, monkeypatch, method, dtype):
+    inits = {name: (draw(64, 64, seed=i) / 8).astype(dtype) for i, name in enumerate("uvw")}
+    kind = "float16" if dtype == np.float16 else "float"
+    path = save(tmp_path, text(BODY, f"{kind}[N,64] x", f"{kind}[] y"), inits, **EXTERNAL)
     before = (tmp_path / "weights.bin").read_bytes()
-    feeds, out = samples(2, 64), tmp_path / "out"
+    feeds, out = [{"x": f["x"].astype(dtype)} for f in samples(2, 64)], tmp_path / "out"
     whole = edgeq.quantize(path, "x86_64", feeds, tmp_path / "whole", method=method)
     monkeypatch.setattr(io, "INLINE_LIMIT", 4096)
     result = edgeq.quantize(path, "x86_64", feeds, out, method=method, budget=Budget(min_sqnr=25))

@@ -130,15 +130,16 @@ def test_constants_in_nodes_and_local_functions(tmp_path):
     assert quantize(tmp_path, path, samples(1, 4, 8, 8)).plan.counts() == {"integer": 2, "folded": 2}
 
 
-def test_an_optional_input_keeps_its_default_and_its_effect(tmp_path):
+@pytest.mark.parametrize("method", ["static", "dynamic"])
+def test_an_optional_input_keeps_its_default_and_its_effect(tmp_path, method):
     body = """
         a = Conv <pads = [1, 1, 1, 1]> (x, w, b)
         y = Mul (a, gain)
     """
     path = save(tmp_path, text(body, "float[N,4,8,8] x, float[1] gain"), CONV | {"gain": np.ones(1, np.float32)})
     feeds = samples(1, 4, 8, 8)
-    result = quantize(tmp_path, path, feeds)
-    quantize(tmp_path, path, feeds, check=[f | {"gain": np.array([3], np.float32)} for f in feeds])
+    result = quantize(tmp_path, path, feeds, method=method)
+    quantize(tmp_path, path, feeds, method=method, check=[f | {"gain": np.array([3], np.float32)} for f in feeds])
     assert integer(result) == {"Conv_0"}
 
 
