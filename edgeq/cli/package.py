@@ -18,6 +18,7 @@ def package(
     name: Annotated[str, typer.Option(help="Of the package; default: the model's.")] = "",
     version: Annotated[str, typer.Option(help="Of the package.")] = "1.0.0",
     labels: Annotated[Path | None, typer.Option(help="A text file with a class name a line.")] = None,
+    licence: Annotated[Path | None, typer.Option("--license", help="A text file with the model's licence.")] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Most bytes that the package may have.")] = None,
     sign: Annotated[Path | None, typer.Option(help="A PEM file with an EC private key.")] = None,
     apk: Annotated[bool, typer.Option("--apk", help="android: also an APK of the assets alone, signed.")] = False,
@@ -34,7 +35,7 @@ def package(
 
     if (apk or keystore is not None) and platform != "android":
         raise RecipeError(f"--apk and --keystore are for --platform android, not {platform}")
-    held = gather(folder, name, version, labels)
+    held = gather(folder, name, version, labels, licence)
     extra = None
     if apk:
         from edgeq.package.android import apk as add

@@ -32,12 +32,15 @@ from edgeq.report.tables import db, mb
 NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 VERSION = re.compile(r"\d+\.\d+\.\d+")
 SUMS = "SHA256SUMS"
+UNSTATED = "The licence of the model was not stated when it was packed; ask whoever trained it.\n"
 RELATIVE = 1e-3  # of an output's largest golden magnitude: more than rounding of the float tail, less than a step
 
 
 @dataclass(frozen=True)
 class Contents:
-    """name: lower case, digits and hyphens. artifact: the file to ship. labels: of the classes, or none."""
+    """name: lower case, digits and hyphens. artifact: the file to ship. labels: of the classes, or none.
+    licence: the text of the model's own.
+    """
 
     name: str
     version: str
@@ -45,6 +48,7 @@ class Contents:
     artifact: Path
     golden: Golden
     labels: tuple[str, ...] = ()
+    licence: str = ""
 
     @property
     def camel(self) -> str:
@@ -52,7 +56,9 @@ class Contents:
         return "".join(part.capitalize() for part in self.name.split("-"))
 
 
-def gather(folder: Path, name: str = "", version: str = "1.0.0", labels: Path | None = None) -> Contents:
+def gather(
+    folder: Path, name: str = "", version: str = "1.0.0", labels: Path | None = None, licence: Path | None = None
+) -> Contents:
     """What lies in a folder that edgeq quantize wrote.
 
     Raises EdgeqError for a folder without report or golden vectors, VerifyError when the artifact is not the report's,
@@ -72,11 +78,16 @@ def gather(folder: Path, name: str = "", version: str = "1.0.0", labels: Path | 
         raise RecipeError(f"package name {name!r}: give --name, lower-case letters, digits and hyphens after a letter")
     if not VERSION.fullmatch(version):
         raise RecipeError(f"package version {version!r}: give three numbers, such as 1.0.0")
+    named = tuple(_text(labels, "a class name a line").splitlines()) if labels else ()
+    terms = _text(licence, "the model's licence") if licence else ""
+    return Contents(name, version, report, artifact, golden.load(folder / golden.NAME), named, terms)
+
+
+def _text(path: Path, what: str) -> str:
     try:
-        named = () if labels is None else tuple(labels.read_text(encoding="utf-8").splitlines())
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        raise RecipeError(f"{labels}: can't be read; give a UTF-8 text file with a class name a line") from None
-    return Contents(name, version, report, artifact, golden.load(folder / golden.NAME), named)
+        raise RecipeError(f"{path}: can't be read; give a UTF-8 text file with {what}") from None
 
 
 def _whole(artifact: Path) -> list[Path]:
@@ -168,6 +179,7 @@ def write_common(contents: Contents, folder: Path, model: Path, provider: str) -
     write_json(folder / "metadata.json", about)
     write_json(folder / "golden.json", vectors(contents.golden))
     (folder / "MODEL_CARD.md").write_text(card(contents), encoding="utf-8")
+    (folder / "LICENSE").write_text(contents.licence or UNSTATED, encoding="utf-8")
     return about
 
 

@@ -24,10 +24,10 @@ def build(contents: Contents, output: Path) -> None:
         "main": "./index.js",
         "types": "./index.d.ts",
         "exports": {".": {"types": "./index.d.ts", "default": "./index.js"}, "./*": "./*"},
-        "files": ["*.js", "*.d.ts", "*.json", "*.onnx", "MODEL_CARD.md", "SHA256SUMS*", "demo"],
+        "files": ["*.js", "*.d.ts", "*.json", "*.onnx", "MODEL_CARD.md", "LICENSE", "SHA256SUMS*", "demo"],
         "sideEffects": False,
         "peerDependencies": {"onnxruntime-web": RUNTIME},
-        "license": "SEE LICENSE IN MODEL_CARD.md",
+        "license": "SEE LICENSE IN LICENSE",
     }
     write_json(output / "package.json", manifest)
     (output / "demo").mkdir(exist_ok=True)

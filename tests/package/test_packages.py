@@ -96,6 +96,15 @@ def test_every_platform_ships_the_verified_model(packages, made, platform):
             assert difference <= golden["tolerance"]["logits"] < 0.05
 
 
+def test_the_licence_goes_along(made, packages, tmp_path):
+    assert "not stated" in (packages / "web" / "LICENSE").read_text()
+    (tmp_path / "mine").write_text("Mine.\n")
+    package(gather(made, licence=tmp_path / "mine"), "bare", tmp_path / "bare")
+    assert (tmp_path / "bare" / "LICENSE").read_text() == "Mine.\n"
+    with pytest.raises(RecipeError, match="give a UTF-8 text file"):
+        gather(made, licence=tmp_path / "none")
+
+
 def test_a_changed_package_is_refused(packages, tmp_path):
     def copy(name):
         return Path(shutil.copytree(packages / "web", tmp_path / name))
