@@ -78,7 +78,7 @@ def build(name: str, locked: Locked, folder: Path, progress: Progress = silent) 
         assert report.verification is not None
         found = {locked.target: report.verification}
         for target in locked.also:
-            found[target] = verify_files(model, made.artifact, target, data or calib, **judged)
+            found[target] = verify_files(model, made.artifact, target, data or calib, recipe=recipe, **judged)
     return Seen(
         artifact=report.artifact.sha256,
         bytes=report.artifact.bytes,

@@ -27,8 +27,8 @@ from edgeq.target import Target
 LEVEL_SAMPLES = 8
 LEVELS_AGREE_DB = 40.0
 
-Fed = Callable[[Session], Session]
-"""Gives a session of either model that is fed its state."""
+Fed = Callable[..., Session]
+"""Gives a session of either model that is fed its state; `show`: and tells which."""
 Keep = Callable[[Outputs, Outputs], None]
 
 
@@ -114,11 +114,12 @@ def _compare(
     """Runs every sample everywhere; how many there were."""
     samples = 0
     own, left, *copies = tee(data, 2 + len(columns))  # one walk: a loader that shuffles gives each walk another order
-    runs = [fed(column.session).run_many(copy) for column, copy in zip(columns, copies, strict=True)]
+    runs = [fed(column.session, show=True).run_many(copy) for column, copy in zip(columns, copies, strict=True)]
     for feeds, reference, *got in zip(own, float_session.run_many(left), *runs, strict=True):
         for column, outputs in zip(columns, got, strict=True):
             column.update(reference, outputs, got[0])
-        keep(feeds, got[0])
+        state_in = {name: got[0][name] for name in got[0] if name not in reference}
+        keep({**state_in, **feeds}, {name: got[0][name] for name in reference})
         samples += 1
         progress(samples)
     if not samples:

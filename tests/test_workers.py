@@ -43,7 +43,7 @@ def sources(folder):
     (folder / "d").mkdir()
     for i, row in enumerate(data):
         np.save(folder / "d" / f"{i:03}.npy", row[None])
-    (folder / "given.py").write_text(
+    (folder / "forty.py").write_text(
         "import numpy as np, pathlib\n"
         "def rows():\n"
         "    for row in np.load(pathlib.Path(__file__).with_name('d.npz'))['x']:\n"
@@ -53,7 +53,7 @@ def sources(folder):
     return {
         "npz": folder / "d.npz",
         "folder": folder / "d",
-        "callable": "given:rows",
+        "callable": "forty:rows",
         "arrays": {"x": data},
         "list": singles,
         "generator": iter(singles),
@@ -63,11 +63,14 @@ def sources(folder):
 def test_processes_give_the_same_bytes(tmp_path, model, monkeypatch):
     given = sources(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    for samples, calibrator, names in ((0, "moving_average", given), (19, "mse", ["folder", "callable", "list"])):
+    for samples, calibrator, names in (
+        (0, "moving_average", ["folder", "callable", "generator"]),
+        (19, "mse", ["npz", "arrays"]),
+    ):
         settings = {"samples": samples, "calibrator": calibrator}
+        one = artifact(tmp_path / "one", model, given["list"], **settings)
+        assert one[1] == (samples or 40)
         for name in names:
-            one = artifact(tmp_path / "one", model, given["callable" if name == "callable" else "list"], **settings)
-            assert one[1] == (samples or 40)
             assert artifact(tmp_path / "two", model, given[name], workers=2, **settings) == one, name
 
 

@@ -59,7 +59,7 @@ class Feedback:
         fed = self.held
         results = self.session.run({**fed, **feeds}, taps)
         self.held = {name: results[out] for name, out in self.source.items()}
-        return {**fed, **results} if self.show else results
+        return {**results, **fed} if self.show else results
 
     def run_many(self, batches: Iterable[Feeds], taps: Sequence[str] = ()) -> Iterator[Outputs]:
         for feeds in batches:

@@ -6,6 +6,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import edgeq
+from edgeq import golden, stats
 from edgeq.calibrate.summary import Summary
 from edgeq.data import open_data
 from edgeq.errors import RecipeError
@@ -73,7 +74,7 @@ def test_calibration_and_verification_feed_it_back(cell, tmp_path):
     file = tmp_path / "s.npz"
     recipe = Recipe(state=STATE, calibrator="minmax")
     result = edgeq.quantize(cell, "x86_64", feeds, tmp_path / "out", recipe=recipe, save_stats=file)
-    summary: Summary = edgeq_stats(file)["h_in"]
+    summary: Summary = stats.load(file).summaries["h_in"]
     states = np.stack([h for h, _ in recurrence(feeds)])
     assert (summary.extrema.lo, summary.extrema.hi) == pytest.approx((states.min(), states.max()), abs=1e-5)
 
@@ -91,14 +92,14 @@ def test_calibration_and_verification_feed_it_back(cell, tmp_path):
     again = verify_files(cell, result.artifact, "x86_64", feeds, recipe=tmp_path / "out" / "recipe.toml", layers=True)
     assert again.outputs == result.report.outputs
 
+    vectors = golden.load(tmp_path / "out" / "golden.npz").samples
+    assert len(vectors) == 4
+    for given, wanted in vectors:  # each is whole: the artifact alone repeats it
+        outputs = session.run(given)
+        assert all(np.array_equal(outputs[name], wanted[name]) for name in ("y", "h_out"))
+
     several = edgeq.quantize(cell, "x86_64", feeds, tmp_path / "two", recipe=recipe, workers=2)
     assert several.artifact.read_bytes() == result.artifact.read_bytes()
-
-
-def edgeq_stats(file):
-    from edgeq import stats
-
-    return stats.load(file).summaries
 
 
 def test_a_sequence_keeps_its_order_when_cut_short(cell, tmp_path):
