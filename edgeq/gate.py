@@ -8,6 +8,7 @@ nothing explains fail.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -15,11 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
+
 from edgeq.errors import RecipeError
 from edgeq.graph import io
 from edgeq.lock import Locked, Seen
 from edgeq.pipeline import quantize
+from edgeq.recipe import Recipe
 from edgeq.recipe import dump as dump_recipe
+from edgeq.report.build import versions
 from edgeq.report.schema import OutputDrift
 from edgeq.types import Progress, silent
 from edgeq.verification import verify_files
@@ -53,27 +58,32 @@ class Checked:
         return all(row.verdict != "failed" for row in self.rows)
 
 
-def check(name: str, locked: Locked, folder: Path, progress: Progress = silent) -> Checked:
+def check(name: str, locked: Locked, folder: Path, progress: Progress = silent, cache: Path | None = None) -> Checked:
     """Rebuild one artifact and compare it with what was seen; paths are relative to `folder`.
 
     An artifact that was never seen fails with a row that says so.
     """
-    seen = build(name, locked, folder, progress)
+    seen = build(name, locked, folder, progress, cache)
     if locked.seen is None:
         why = "never seen before; run `edgeq check --update`"
         return Checked(name, (Row("artifact", "none", seen.artifact[:12], "failed", why),), seen)
     return Checked(name, tuple(compare(locked, locked.seen, seen)), seen)
 
 
-def build(name: str, locked: Locked, folder: Path, progress: Progress = silent) -> Seen:
-    """Quantize and verify as the lock says. Raises an EdgeqError."""
+def build(name: str, locked: Locked, folder: Path, progress: Progress = silent, cache: Path | None = None) -> Seen:
+    """Quantize and verify as the lock says. Raises an EdgeqError.
+
+    cache: a folder that keeps statistics and the reference's answers, by the hash of all that they depend on.
+    """
     recipe = locked.resolved()
     model, calib, data = (locate(folder, getattr(locked, kind)) for kind in SOURCES)
     if model is None or (data is None and calib is None):
         raise RecipeError(f"artifact {name!r} of the lock needs a `model`, and `eval` or `calib` data to verify on")
     judged: dict[str, Any] = {"labels": locked.labels or None, "metric": locked.metric or None, "progress": progress}
+    judged["recorded"] = None if cache is None else cache / "answers"
     with tempfile.TemporaryDirectory(prefix="edgeq-check-") as work:
-        made = quantize(model, locked.target, calib, Path(work) / "out", recipe=recipe, eval_data=data, **judged)
+        out, kept = Path(work) / "out", _statistics(cache, locked, recipe, folder)
+        made = quantize(model, locked.target, eval_data=data or calib, output=out, recipe=recipe, **kept, **judged)
         report = made.report
         assert report.verification is not None
         found = {locked.target: report.verification}
@@ -90,6 +100,20 @@ def build(name: str, locked: Locked, folder: Path, progress: Progress = silent) 
         targets={target: _decibels(one.outputs) for target, one in found.items()},
         metrics={target: one.metric.quantized for target, one in found.items() if one.metric is not None},
     )
+
+
+def _statistics(cache: Path | None, locked: Locked, recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """The calibration data for `quantize`, or what the cache holds of it; what a callable yields has no hash."""
+    hashes, calib = sources(locked, folder), locate(folder, locked.calib)
+    if cache is None or recipe.method != "static" or "calib" not in hashes:
+        return {"calib": calib}
+    fields = msgspec.to_builtins(recipe)
+    parts = [hashes["model"], hashes["calib"], versions(), locked.target]
+    parts += [fields[name] for name in ("samples", "seed", "preprocess", "state", "shapes")]
+    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    file = cache / "statistics" / f"{key}.stats"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return {"stats": file} if file.exists() else {"calib": calib, "save_stats": file}
 
 
 def sources(locked: Locked, folder: Path) -> dict[str, str]:

@@ -84,6 +84,7 @@ def quantize(
     dask: str | None = None,
     stats: str | os.PathLike[str] | None = None,
     save_stats: str | os.PathLike[str] | None = None,
+    recorded: Path | None = None,
     data_free: bool = False,
     progress: Progress = silent,
     **settings: Any,
@@ -92,7 +93,8 @@ def quantize(
 
     target: by default the recipe's. calib: see `edgeq.data.open_data`; only the static method needs it.
     eval_data: what to verify on, by default `calib`. check: whether to verify. layers: measure every layer too.
-    workers, dask, stats, save_stats: see `edgeq.observation.Ways`. data_free: calibrate on made-up data.
+    workers, dask, stats, save_stats: see `edgeq.observation.Ways`. recorded: see `edgeq.verify`.
+    data_free: calibrate on made-up data.
     settings: fields of the recipe, which win over `recipe`'s; None leaves one as it is.
     Raises an EdgeqError, and then leaves nothing behind.
     """
@@ -134,6 +136,7 @@ def quantize(
                 budget=budget,
                 layers=layers,
                 keep=kept,
+                recorded=recorded,
                 progress=progress,
             )
         if chosen.integer_io:  # the ends are exact: what was verified with float ones holds for codes

@@ -37,6 +37,7 @@ def verify_files(
     budget: Budget | None = None,
     layers: bool = False,
     keep: Keep = lambda feeds, outputs: None,
+    recorded: Path | None = None,
     progress: Progress = silent,
 ) -> Verification:
     """Measure an artifact against its reference; see `edgeq.verify.verify`.
@@ -68,6 +69,7 @@ def verify_files(
         layers_on_failure=not layers,
         state=asked.state,
         keep=keep,
+        recorded=recorded,
         progress=lambda n: progress("verify", n, dataset.count),
     )
 

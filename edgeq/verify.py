@@ -20,6 +20,7 @@ from edgeq.report.schema import LayerDrift, Metric, OutputDrift, Verification
 from edgeq.runners import fusion
 from edgeq.runners.feedback import Pairs, with_state
 from edgeq.runners.places import Place, of_target
+from edgeq.runners.recorded import Recorded
 from edgeq.runners.session import Session
 from edgeq.scores import MetricFunction, Outputs, scores
 from edgeq.target import Target
@@ -56,6 +57,7 @@ def verify(
     state: Pairs = (),
     threads: int = 1,
     keep: Keep = lambda feeds, outputs: None,
+    recorded: Path | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Verification:
     """Measure the artifact against the reference on the target's runtime, or on its stand-in where that is missing.
@@ -63,8 +65,9 @@ def verify(
     places: where it is to run too; the result then has a matrix of all, and the budget holds everywhere. strict: the
     target's own runtime must be here. layers: (node, op, value) triples whose value is compared in both models;
     layers_on_failure: only when the budget is not met. state: (output, input) pairs that each of the models is fed
-    back, its own. keep: called with each sample and what the artifact made of it. A budget that is not met is written
-    into `failures`; nothing is raised for it. Raises CalibrationError, ModelError, RecipeError, ToolError, VerifyError.
+    back, its own. keep: called with each sample and what the artifact made of it. recorded: a folder that keeps what
+    the reference answered, for the next time. A budget that is not met is written into `failures`; nothing is raised
+    for it. Raises CalibrationError, ModelError, RecipeError, ToolError, VerifyError.
     """
     if budget is not None and budget.max_drop is not None and labels is None and metric is None:
         raise RecipeError("a largest drop needs something to measure: give --labels or --metric beside --max-drop")
@@ -72,7 +75,7 @@ def verify(
     warnings = [place.note for place in everywhere if place.note]
     fed = partial(with_state, model=reference, pairs=state)
     with ExitStack() as stack:
-        float_session = load("edgeq.runners", "cpu").open_session(reference, threads=threads)
+        float_session = _open_reference(reference, recorded, threads)
         stack.callback(float_session.close)
         columns = []
         for place in everywhere:
@@ -101,6 +104,13 @@ def verify(
     wanted = layers if failures or not layers_on_failure else ()
     layer_drifts = _layers(reference, quantized, wanted, data, threads, fed) if wanted else ()
     return Verification(samples, found, runtime, scored, levels, layer_drifts, tuple(warnings), failures, matrix)
+
+
+def _open_reference(reference: Path, recorded: Path | None, threads: int) -> Session:
+    if recorded is not None:
+        return Recorded(reference, recorded, threads)
+    session: Session = load("edgeq.runners", "cpu").open_session(reference, threads=threads)
+    return session
 
 
 def _compare(

@@ -19,6 +19,7 @@ from onnx import numpy_helper
 from edgeq import gate, lock
 from edgeq.lock import Allowance, Lock, Locked, Seen
 from edgeq.report.gate import gate_tables, junit, markdown
+from edgeq.runners import cpu
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "sample_models"
@@ -211,3 +212,20 @@ def test_pytest_checks_the_lock(project):
     done = subprocess.run(run, cwd=project, env=env, capture_output=True, text=True, timeout=300, check=False)
     assert "2 failed" in done.stdout, done.stdout
     assert "not what was locked" in done.stdout
+
+
+def test_with_a_cache_the_float_model_runs_once(project, monkeypatch):
+    """The second check answers the same without opening the float model in the runtime; a damaged file is made anew."""
+    locked, cache = lock.load(project / "edgeq.lock").artifact["digits"], project / "cache"
+    first = gate.check("digits", locked, project, cache=cache)
+    opened = []
+    real = cpu.open_session
+    monkeypatch.setattr(cpu, "open_session", lambda model, **given: opened.append(model.name) or real(model, **given))
+    second = gate.check("digits", locked, project, cache=cache)
+    assert first == second
+    assert first.ok
+    assert "digits.onnx" not in opened
+    assert "observed.onnx" not in opened
+    (next((cache / "answers").iterdir())).write_bytes(b"PK damaged")
+    assert gate.check("digits", locked, project, cache=cache) == first
+    assert opened.count("digits.onnx") == 1

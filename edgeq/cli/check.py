@@ -26,6 +26,9 @@ def check(
     metric: Annotated[str, typer.Option(help="With --add: MODULE:FUNCTION.")] = "",
     also: Annotated[list[str], typer.Option(help="With --add: a further target to verify on; repeat it.")] = [],  # noqa: B006
     recipe: Annotated[Path | None, typer.Option(help="With --add: a recipe.toml.")] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Keep statistics and the float model's answers here, for large models.")
+    ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write JUnit XML to this file.")] = None,
     markdown: Annotated[Path | None, typer.Option(help="Write a table for a pull request to this file.")] = None,
     as_json: AsJson = False,
@@ -48,7 +51,7 @@ def check(
         held = msgspec.structs.replace(held, artifact={**held.artifact, add: fresh})
         names, update = [add], True
     with progress(quiet or as_json) as advance:
-        found = [gate.check(n, locks.find(held, n, lock), lock.parent, advance) for n in names or held.artifact]
+        found = [gate.check(n, locks.find(held, n, lock), lock.parent, advance, cache) for n in names or held.artifact]
     if update:
         entries = {one.name: msgspec.structs.replace(held.artifact[one.name], seen=one.seen) for one in found}
         locks.save(msgspec.structs.replace(held, artifact={**held.artifact, **entries}), lock)

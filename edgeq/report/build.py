@@ -13,6 +13,7 @@ from edgeq.plan import BRIDGE, DYNAMIC, FLOAT, FOLDED, HALF, INTEGER, QUIET, STO
 from edgeq.recipe import Recipe
 from edgeq.report.evidence import Evidence
 from edgeq.report.schema import FileInfo, FloatNode, Nodes, Report, Verification
+from edgeq.runners import cpu
 from edgeq.target import Target
 
 
@@ -58,19 +59,10 @@ def _file_info(path: Path, name: str) -> FileInfo:
 
 def versions() -> dict[str, str]:
     """Of everything that can change the artifact: the processor too, on which float32 sums depend."""
-    found = {"processor": _processor(), "python": platform.python_version()}
+    found = {"processor": cpu.processor(), "python": platform.python_version()}
     for package in ("edgeq", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "numpy", "ml_dtypes"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             found[package] = "unknown"
     return found
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return model or platform.processor() or platform.machine()

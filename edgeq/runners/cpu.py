@@ -52,6 +52,16 @@ def version() -> str:
     return ort.__version__
 
 
+def processor() -> str:
+    """This machine's processor, on which the last bits of float32 sums depend."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return named or platform.processor() or platform.machine()
+
+
 def open_session(model: Path, **given: Any) -> CpuSession:
     """Options: optimization, threads, timeout, config (session config entries), and
     keep: whether memory that an inference needed is kept for the next one, which is faster.

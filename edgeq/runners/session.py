@@ -28,8 +28,11 @@ class Session(Protocol):
     report: what the runtime says of itself, `version` and `machine` among it, from the first run on.
     """
 
-    outputs: tuple[str, ...]
-    report: dict[str, Any]
+    @property
+    def outputs(self) -> tuple[str, ...]: ...
+
+    @property
+    def report(self) -> dict[str, Any]: ...
 
     @property
     def latency_ms(self) -> float | None:
