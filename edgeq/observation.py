@@ -85,16 +85,11 @@ def gather(
         others = [{"elementwise": "all", "attention": True}, {"elementwise": "none", "attention": False}]
         plans = [plan(prepared, target, msgspec.structs.replace(recipe, **other)) for other in others]
         wanted = dict.fromkeys({**wanted, **observed(prepared, *plans)}, WITH_HISTOGRAM)
-    found = replace(
-        observe(wanted, running, recipe, data, work, ways, progress),
-        model=_digest(path),
-        data=data.name,
-        settings=_settings(recipe),
-    )
+    found = replace(observe(wanted, running, recipe, data, work, ways, progress), data=data.name)
     if found.samples == 0:
         raise CalibrationError(f"{data.name} holds no samples: give at least one")
     if ways.save_stats is not None:
-        stats.save(found, Path(ways.save_stats))
+        stats.save(replace(found, model=_digest(path), settings=_settings(recipe)), Path(ways.save_stats))
     return found
 
 

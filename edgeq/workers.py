@@ -61,11 +61,13 @@ def in_processes(model: Path, tasks: Sequence[bytes], folder: Path, progress: Pr
 
 def serve(model: str, place: str) -> None:
     """The life of a worker process: `place/task` in, `place/result` or `place/error` out, `done` grows by sample."""
-    folder = Path(place)
+    folder, parent = Path(place), os.getppid()
     with open(folder / "done", "wb", buffering=0) as done:
 
         def advance(_: int) -> None:
             done.write(b".")
+            if os.getppid() != parent:
+                raise ToolError("the process that asked for this part is gone")
 
         try:
             result = count_part(Path(model), (folder / "task").read_bytes(), advance)
