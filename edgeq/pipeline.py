@@ -104,6 +104,8 @@ def quantize(
         raise RecipeError("--data-free makes data up: leave out --calib and --stats")
     chosen = resolve_recipe(recipe, target, **settings)
     aim = _aim(target, chosen)
+    if chosen.method != "static" and (data_free or stats is not None or save_stats is not None):
+        raise RecipeError(f"method {chosen.method} has no statistics: leave out --data-free, --stats and --save-stats")
     budget = budget or Budget()
     if (budget.max_drop, budget.min_sqnr) != (None, None) and (not check or (calib is None and eval_data is None)):
         raise RecipeError("a budget needs a verification: give --calib or --eval, and leave out --no-verify")

@@ -1,6 +1,10 @@
 """Statistics survive the file, serve other recipes without the data, and refuse what they don't fit."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from edgeq.errors import CalibrationError, RecipeError
 from edgeq.stats import Statistics
 from tests.graph.written import CONV, draw, save, text
 
+ROOT = Path(__file__).resolve().parent.parent
 BODY = "c = Conv<pads=[1,1,1,1]>(x, w, b) r = Relu(c) y = Add(r, x)"
 
 
@@ -86,6 +91,17 @@ def test_another_recipe_without_the_data(tmp_path):
     assert unseen.report.verification is None
 
 
+def test_on_the_command_line(tmp_path):
+    model = save(tmp_path, text(BODY), CONV)
+    np.savez(tmp_path / "d.npz", x=draw(12, 4, 8, 8))
+    found = []
+    for asked in (["--calib", "d.npz", "--save-stats", "s.npz"], ["--stats", "s.npz"]):
+        command = [sys.executable, "-m", "edgeq", "quantize", str(model), "-o", "out", "--no-verify", *asked]
+        subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=120)
+        found.append((tmp_path / "out" / "model.onnx").read_bytes())
+    assert found[0] == found[1]
+
+
 def test_what_does_not_fit_is_one_line(tmp_path):
     model = save(tmp_path, text(BODY), CONV)
     data = {"x": draw(12, 4, 8, 8)}
@@ -111,4 +127,5 @@ def test_what_does_not_fit_is_one_line(tmp_path):
     stats.save(replace(whole, settings={"preprocess": {"crop": 8}}), tmp_path / "crop.npz")
     refused("another preprocess", stats=tmp_path / "crop.npz")
     refused("--stats runs on no data", RecipeError, workers=2)
+    refused("method dynamic has no statistics", RecipeError, method="dynamic")
     refused("--stats runs on no data", RecipeError, save_stats=tmp_path / "t.npz")
