@@ -47,27 +47,29 @@ def work_folder(output: Path) -> Iterator[Path]:
 
 def _claim(parent: Path, prefix: str) -> tuple[Path, int]:
     """A new, locked work folder and its lock; folders of the same prefix whose run is dead are removed first."""
-    turn = os.open(parent, os.O_RDONLY)
+    for left in parent.iterdir():
+        if left.name.startswith(prefix) and left.name.endswith(SUFFIX) and not left.is_symlink():
+            _remove_dead(left)
+    made = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
+    lock = os.open(made, os.O_RDONLY)
+    _lock(lock)
+    return made.rename(f"{made}{SUFFIX}"), lock  # named only now, or another run might find it unlocked
+
+
+def _remove_dead(folder: Path) -> None:
     try:
-        _lock(turn, wait=True)  # no other run may find a folder between its making and its locking
-        for left in parent.iterdir():
-            if left.name.startswith(prefix) and left.name.endswith(SUFFIX) and left.is_dir() and not left.is_symlink():
-                lock = os.open(left, os.O_RDONLY)
-                if _lock(lock):
-                    shutil.rmtree(left, ignore_errors=True)
-                os.close(lock)
-        work = Path(tempfile.mkdtemp(dir=parent, prefix=prefix, suffix=SUFFIX))
-        lock = os.open(work, os.O_RDONLY)
-        _lock(lock)
-        return work, lock
-    finally:
-        os.close(turn)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # its run has just removed it, or it is none of ours
+        return
+    if _lock(lock):
+        shutil.rmtree(folder, ignore_errors=True)
+    os.close(lock)
 
 
-def _lock(folder: int, wait: bool = False) -> bool:
+def _lock(folder: int) -> bool:
     """Whether the lock was got: not when somebody has it, or the file system knows none."""
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         return False
     return True
