@@ -48,6 +48,8 @@ class Ways:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise RecipeError(f"--workers {self.workers}: give 1 or more")
+        if self.workers > 1 and self.dask is not None:
+            raise RecipeError("--dask has workers of its own: leave out --workers")
         if self.stats is not None and (self.save_stats is not None or self.dask is not None or self.workers > 1):
             raise RecipeError("--stats runs on no data: leave out --save-stats, --workers and --dask")
 

@@ -85,6 +85,11 @@ def test_what_a_process_raises_is_raised_here(tmp_path, model):
         artifact(tmp_path / "out", model, tmp_path / "d.npz", workers=0)
 
 
+def test_workers_are_either_here_or_there(tmp_path, model):
+    with pytest.raises(EdgeqError, match="leave out --workers"):
+        artifact(tmp_path / "out", model, {"x": rows(9)}, workers=2, dask="tcp://127.0.0.1:9")
+
+
 def test_a_process_that_dies_is_named(tmp_path, model, monkeypatch):
     (tmp_path / "deadly.py").write_text(
         "import os, signal, numpy as np\n"
@@ -131,6 +136,30 @@ def test_interrupted_leaves_neither_files_nor_processes(tmp_path, model, count):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
     assert {p.name for p in tmp_path.iterdir()} - {"reached", "__pycache__"} == before
+
+
+def test_workers_do_not_outlive_who_asked(tmp_path, model):
+    (tmp_path / "endless.py").write_text(
+        "import time, pathlib, numpy as np\n"
+        "def rows():\n"
+        "    while True:\n"
+        "        yield {'x': np.ones((1, 4, 8, 8), np.float32)}\n"
+        "        pathlib.Path('reached').touch(); time.sleep(0.02)\n"
+    )
+    asked = f"import edgeq; edgeq.quantize({str(model)!r}, calib='endless:rows', workers=2, samples=10**9)"
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    child = subprocess.Popen([sys.executable, "-c", asked], cwd=tmp_path, env=env)
+    while not (tmp_path / "reached").exists():
+        assert child.poll() is None
+        time.sleep(0.05)
+    below = children(child.pid)
+    assert len(below) == 2
+    child.kill()
+    child.wait()
+    ends = time.monotonic() + 20
+    while time.monotonic() < ends and any(Path(f"/proc/{pid}").exists() for pid in below):
+        time.sleep(0.05)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in below)
 
 
 @pytest.fixture

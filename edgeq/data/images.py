@@ -90,6 +90,8 @@ def read_image(file: Path, how: Preprocess) -> np.ndarray:
     image = open_image()
     try:
         with image.open(file) as opened:
+            if opened.mode[0] in "IF":  # pillow would cut them off at 255
+                raise ValueError(f"its pixels are of mode {opened.mode}; convert it to 8 bits")
             picture = opened.convert("L" if how.channels == "gray" else "RGB")
     except (OSError, ValueError, SyntaxError, EOFError, image.DecompressionBombError) as error:
         raise CalibrationError(f"{file}: not a readable image ({error})") from None

@@ -140,6 +140,9 @@ def test_what_can_not_be_read_is_named(tmp_path, monkeypatch):
         (tmp_path / "b.png").write_bytes(content)
         with pytest.raises(CalibrationError, match=r"b\.png: not a readable image"):
             list(open_data(tmp_path, shapes, Preprocess()))
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(tmp_path / "b.png")
+    with pytest.raises(CalibrationError, match=r"b\.png: .* convert it to 8 bits"):
+        list(open_data(tmp_path, shapes, Preprocess()))
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(ToolError, match=r"pip install 'edgeq\[images\]'"):
         open_data(tmp_path, shapes, Preprocess())
