@@ -76,12 +76,15 @@ class BiasPlan:
 
 @dataclass(frozen=True)
 class Plan:
+    """warnings: what can be foreseen to go wrong on the target, a line a layer."""
+
     target: str
     method: Method
     nodes: tuple[NodePlan, ...]
     values: tuple[ValuePlan, ...] = ()
     weights: tuple[WeightPlan, ...] = ()
     biases: tuple[BiasPlan, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def observed(self) -> list[ValuePlan]:
         """The values whose statistics the plan needs, one a group."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import onnx_ir as ir
 
-from edgeq import islands
+from edgeq import islands, saturation
 from edgeq.eligible import ALREADY, FLOATS, STORES, Context, half_problem, table_problem, weight_problem
 from edgeq.errors import ModelError, RecipeError, TargetError
 from edgeq.graph.shapes import free_input
@@ -35,7 +36,7 @@ def plan(model: ir.Model, target: Target, recipe: Recipe, excluded: Mapping[str,
         )
     if target.whole:
         refuse_floats(model, made)
-    return made
+    return replace(made, warnings=tuple(saturation.planned(model, made))) if target.saturates else made
 
 
 def refuse_floats(model: ir.Model, made: Plan) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeq import saturation
 from edgeq.data import Dataset
 from edgeq.errors import CalibrationError, EdgeqError, RecipeError
+from edgeq.graph import io
 from edgeq.matrix import Column, finite_db, rows
 from edgeq.numerics.metrics import Drift
 from edgeq.registry import load
@@ -100,6 +102,8 @@ def verify(
     if target.cpu_kernels:
         placed = fusion.placement(quantized, target)
         warnings += [f"node {name} is quantized but onnxruntime runs it in float" for name in placed.float]
+    if target.saturates:
+        warnings += saturation.written(io.load(quantized))
     scored = first.judged.result(data.extras)
     wanted = layers if failures or not layers_on_failure else ()
     layer_drifts = _layers(reference, quantized, wanted, data, threads, fed) if wanted else ()

@@ -33,7 +33,7 @@ def build(
         if n.decision in (FLOAT, BRIDGE, STORED) and n.op not in QUIET
     )
     integer = sum(n.decision in (INTEGER, FOLDED, DYNAMIC) for n in made.nodes)
-    warnings = [*evidence.warnings, *(verification.warnings if verification else ())]
+    warnings = dict.fromkeys([*evidence.warnings, *made.warnings, *(verification.warnings if verification else ())])
     return Report(
         model=_file_info(path, path.name),
         artifact=_file_info(artifact, artifact.name),

@@ -104,6 +104,7 @@ def plan_table(made: Plan) -> list[Any]:
         table(f"plan for {made.target}, {made.method}", ("node", "op", "gets", "why"), rows),
         table("why nodes stay float", ("nodes", "reason"), top, right=(0,)),
         plain(f"{len(made.nodes)} nodes: {counts}; {len(made.observed())} values to calibrate"),
+        *_warnings(made.warnings),
     ]
 
 

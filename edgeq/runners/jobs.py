@@ -150,6 +150,16 @@ def local(argv: Sequence[str], what: str, timeout: float, env: Mapping[str, str]
     return launch
 
 
+def optimized(session: JobSession, feeds: Feeds) -> ir.Model:
+    """The graph that a session opened with proof really runs, after every optimization; the session is closed."""
+    try:
+        session.run(feeds)
+    finally:
+        session.close()
+    assert session.optimized is not None
+    return session.optimized
+
+
 def operators(model: ir.Model) -> dict[str, int]:
     """How many nodes of each operator a model has, subgraphs included, sorted by name."""
     return dict(sorted(Counter(node.op_type for node in model.graph.all_nodes()).items()))
