@@ -151,7 +151,7 @@ def static_shape(value: ir.Value | None) -> tuple[int, ...] | None:
     if value is None or value.shape is None:
         return None
     dims = list(value.shape)
-    return tuple(int(d) for d in dims) if all(isinstance(d, int) for d in dims) else None  # type: ignore[arg-type]
+    return tuple(int(d) for d in dims) if all(isinstance(d, int) and d >= 0 for d in dims) else None  # type: ignore[arg-type]
 
 
 def rank(value: ir.Value | None) -> int | None:

@@ -9,11 +9,14 @@ import onnx_ir as ir
 from edgeq.errors import RecipeError
 from edgeq.graph.edit import all_graphs, copied, static_shape
 
+ANONYMOUS = (None, "", "?")
+
 
 def fix_shapes(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Give the named inputs these shapes, in place. What follows from them is left to shape inference.
 
-    A dimension name that an input shares with other values takes the same number everywhere. Raises RecipeError for
+    A dimension name that an input shares with other values takes the same number everywhere; "?" is no name, and a
+    size below 0 is free (exporters write both for what they don't know). Raises RecipeError for
     an unknown input, a rank or a fixed dimension that differs, and two numbers for one dimension name.
     """
     inputs = {v.name: v for v in model.graph.inputs if v.name not in model.graph.initializers}
@@ -25,9 +28,9 @@ def fix_shapes(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
         if old is not None and len(old) != len(wanted):
             raise RecipeError(f"input {name!r} has {len(old)} dimensions, the shape given has {len(wanted)}")
         for had, dim in zip(old if old is not None else (), wanted, strict=False):
-            if isinstance(had, int) and had != dim:
+            if isinstance(had, int) and had >= 0 and had != dim:
                 raise RecipeError(f"input {name!r} has shape {list(map(_text, old or ()))}, not {list(wanted)}")
-            if isinstance(had, ir.SymbolicDim) and had.value and numbers.setdefault(had.value, dim) != dim:
+            if isinstance(had, ir.SymbolicDim) and had.value not in ANONYMOUS and numbers.setdefault(had.value, dim) != dim:
                 raise RecipeError(
                     f"dimension {had.value!r} of input {name!r} is {dim}, of another {numbers[had.value]}"
                 )

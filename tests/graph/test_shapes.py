@@ -31,6 +31,15 @@ def test_everything_behind_a_fixed_input_is_fixed(tmp_path):
     assert np.array_equal(left, right)
 
 
+def test_what_exporters_write_for_unknown(tmp_path):
+    """PP-OCR's models say −1 for the batch and "?" for height and width."""
+    path = save(tmp_path, text("y = Relu(x)", "float[N,3,H,W] x"), {})
+    unknown = ir.load(path)
+    unknown.graph.inputs[0].shape = ir.Shape([-1, 3, "?", "?"])
+    fix_shapes(unknown, {"x": (1, 3, 48, 192)})
+    assert list(unknown.graph.inputs[0].shape) == [1, 3, 48, 192]
+
+
 @pytest.mark.parametrize(
     ("shapes", "named"),
     [
