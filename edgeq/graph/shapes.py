@@ -30,7 +30,11 @@ def fix_shapes(model: ir.Model, shapes: Mapping[str, tuple[int, ...]]) -> None:
         for had, dim in zip(old if old is not None else (), wanted, strict=False):
             if isinstance(had, int) and had >= 0 and had != dim:
                 raise RecipeError(f"input {name!r} has shape {list(map(_text, old or ()))}, not {list(wanted)}")
-            if isinstance(had, ir.SymbolicDim) and had.value not in ANONYMOUS and numbers.setdefault(had.value, dim) != dim:
+            if (
+                isinstance(had, ir.SymbolicDim)
+                and had.value not in ANONYMOUS
+                and numbers.setdefault(had.value, dim) != dim
+            ):
                 raise RecipeError(
                     f"dimension {had.value!r} of input {name!r} is {dim}, of another {numbers[had.value]}"
                 )
