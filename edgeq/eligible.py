@@ -56,6 +56,10 @@ class Context:
     def weights(self, node: ir.Node, rule: Rule) -> list[WeightPlan]:
         override = self.recipe.override(node.name or "", node.op_type)
         row = self.target.types[override.weight_type or rule.weight]
+        if rule.role == "packed":
+            bits = self.recipe.bits if override.bits is None else override.bits
+            block = self.recipe.block if override.block is None else override.block
+            row = row.packed(bits, block, least_bits=4 if node.op_type == "Gather" else 2)
         algorithm = override.weight or self.recipe.weight
         indices = (1, 2) if node.op_type in RECURRENT else (WEIGHT_INDEX[node.op_type],)
         return [

@@ -26,6 +26,7 @@ from edgeq.errors import RecipeError, TargetError
 from edgeq.graph import io
 from edgeq.graph.prepare import prepare
 from edgeq.graph.shapes import fix_shapes
+from edgeq.layerwise import solve_layers
 from edgeq.observation import Ways, gather
 from edgeq.passes.integer_ends import as_codes, strip_ends
 from edgeq.passes.integer_only import integer_only
@@ -38,6 +39,7 @@ from edgeq.report import build as reports
 from edgeq.report.evidence import Evidence, drawn, ranges
 from edgeq.report.folder import publish, work_folder
 from edgeq.report.schema import Report, dump
+from edgeq.shards import chosen as drawn_by
 from edgeq.solve import solve
 from edgeq.target import Method, Target
 from edgeq.types import Progress, silent
@@ -84,6 +86,7 @@ def quantize(
     dask: str | None = None,
     stats: str | os.PathLike[str] | None = None,
     save_stats: str | os.PathLike[str] | None = None,
+    keep: str | os.PathLike[str] | None = None,
     recorded: Path | None = None,
     data_free: bool = False,
     progress: Progress = silent,
@@ -93,13 +96,13 @@ def quantize(
 
     target: by default the recipe's. calib: see `edgeq.data.open_data`; only the static method needs it.
     eval_data: what to verify on, by default `calib`. check: whether to verify. layers: measure every layer too.
-    workers, dask, stats, save_stats: see `edgeq.observation.Ways`. recorded: see `edgeq.verify`.
+    workers, dask, stats, save_stats, keep: see `edgeq.observation.Ways`. recorded: see `edgeq.verify`.
     data_free: calibrate on made-up data.
     settings: fields of the recipe, which win over `recipe`'s; None leaves one as it is.
     Raises an EdgeqError, and then leaves nothing behind.
     """
     path = Path(model)
-    ways = Ways(workers, dask, stats, save_stats)
+    ways = Ways(workers, dask, stats, save_stats, keep=keep)
     if data_free and not (calib is None and stats is None):
         raise RecipeError("--data-free makes data up: leave out --calib and --stats")
     chosen = resolve_recipe(recipe, target, **settings)
@@ -265,10 +268,17 @@ def _quantize(
             about["statistics"] = Path(ways.stats).name
         excluded |= costly_joins(made, prepared, target, recipe, summaries)
         made = plan(prepared, target, recipe, excluded)
+    samples = drawn_by(data, recipe) if data is not None and recipe.method == "weight_only" else None
+    if samples is not None and data is not None:
+        about = {"samples": samples.count, "data": data.name}
     while True:
-        solution, failed = solve(
-            made, prepared, summaries, progress=partial(_count, progress, "solve", len(made.weights))
-        )
+        if recipe.method == "weight_only":
+            keep = Path(ways.keep) if ways.keep else None
+            solution, failed = solve_layers(made, prepared, samples, work, recipe.sequential, keep, progress)
+        else:
+            solution, failed = solve(
+                made, prepared, summaries, progress=partial(_count, progress, "solve", len(made.weights))
+            )
         if not failed:
             break
         excluded |= failed

@@ -11,7 +11,7 @@ from edgeq import islands, saturation
 from edgeq.eligible import ALREADY, FLOATS, STORES, Context, half_problem, table_problem, weight_problem
 from edgeq.errors import ModelError, RecipeError, TargetError
 from edgeq.graph.shapes import free_input
-from edgeq.plan import DYNAMIC, FLOAT, FOLDED, HALF, INTEGER, STORED, NodePlan, Plan, WeightPlan, walk
+from edgeq.plan import DYNAMIC, FLOAT, FOLDED, HALF, INTEGER, PACKED, STORED, NodePlan, Plan, WeightPlan, walk
 from edgeq.recipe import Recipe
 from edgeq.target import Rule, Target
 
@@ -30,7 +30,7 @@ def plan(model: ir.Model, target: Target, recipe: Recipe, excluded: Mapping[str,
     context = Context(target, recipe, dict(excluded or {}))
     made = islands.place(model, context) if recipe.method == "static" else one_by_one(model, context)
     done = next((n for n in made.nodes if n.reason == ALREADY), None)
-    if done is not None and not any(n.decision in (INTEGER, DYNAMIC, STORED) for n in made.nodes):
+    if done is not None and not any(n.decision in (INTEGER, DYNAMIC, STORED, PACKED) for n in made.nodes):
         raise ModelError(
             f"this model {ALREADY} (node {done.name!r}, {done.op}): give the float one that it was made of"
         )
@@ -74,7 +74,7 @@ def problem_of(node: ir.Node, rule: Rule, model: ir.Model) -> str:
     """Why a node can't have what its rule offers, or nothing."""
     if rule.role == "half":
         return half_problem(node, model)
-    return table_problem(node) if rule.role == "table" else weight_problem(node, rule)
+    return table_problem(node) if node.op_type == "Gather" else weight_problem(node, rule)
 
 
 def one_by_one(model: ir.Model, context: Context) -> Plan:
@@ -88,7 +88,7 @@ def one_by_one(model: ir.Model, context: Context) -> Plan:
         if why or rule is None:
             nodes.append(NodePlan(node.name or "", node.op_type, FLOAT, why))
             continue
-        decision = HALF if rule.role == "half" else STORED if rule.role in STORES else DYNAMIC
+        decision = {"half": HALF, "packed": PACKED, **dict.fromkeys(STORES, STORED)}.get(rule.role, DYNAMIC)
         nodes.append(NodePlan(node.name or "", node.op_type, decision, STORES.get(rule.role, "")))
         weights += context.weights(node, rule) if decision != HALF else []
     return Plan(context.target.name, context.recipe.method, tuple(nodes), weights=tuple(weights))

@@ -21,6 +21,8 @@ class Override(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     float: bool | None = None
     calibrator: str | None = None
     weight: str | None = None
+    bits: Literal[2, 4, 8] | None = None
+    block: int | None = None
     act_type: str | None = None
     weight_type: str | None = None
 
@@ -65,6 +67,8 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     that fix free dimensions. integer_only: no float tensor between the ends, everything is quantized; integer_io: nor
     at the ends; rounding: of requantization then, as gemmlowp and TFLite's reference (double) or once (single).
     """
+    bits, block: of packed weights, in place of the target's own; a block of 0 is a scale a channel. sequential: packed
+    weights are solved on what the quantized layers before them make of the data.
 
     schema_version: Literal[1] = 1
     target: str = "x86_64"
@@ -72,6 +76,9 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     calibrator: str = "mse"
     weight: str = "rtn"
     samples: Annotated[int, msgspec.Meta(ge=0)] = 128
+    bits: Literal[2, 4, 8] | None = None
+    block: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    sequential: bool = True
     seed: int = 0
     elementwise: Literal["auto", "all", "none"] = "auto"
     elementwise_sqnr: float = 30.0

@@ -49,6 +49,13 @@ class TypeRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         return QSpec(self.dtype, self.symmetric, granularity, self.narrow, self.reduce_range)
 
 
+    def packed(self, bits: int | None, block: int | None, least_bits: int) -> TypeRow:
+        """The type with other bits and block; a block of 0 is a scale a channel."""
+        size = self.block_size if block is None else block
+        dtype = self.dtype.rstrip("0123456789") + str(max(bits or self.spec().bits, least_bits))
+        return msgspec.structs.replace(self, dtype=dtype, per="block" if size else "channel", block_size=size)
+
+
 class FixedOutput(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Scale and zero point that the runtime demands of an output; of outputs of type `dtype` only, when it is said."""
 
@@ -69,7 +76,7 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """
 
     ops: tuple[str, ...]
-    role: Literal["compute", "join", "same", "bridge", "table", "store", "half"] = "compute"
+    role: Literal["compute", "join", "same", "bridge", "table", "store", "packed", "half"] = "compute"
     method: Method = "static"
     act: str = ""
     weight: str = ""
@@ -105,6 +112,7 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     saturates: u8·s8 products are summed in pairs of 16 bits, which large weights overflow (see `edgeq/saturation.py`).
     passes_before, passes_after: modules of `edgeq/passes` with `rewrite(model)`, run on the prepared model and on the
     quantized one, for the runtime's own sake.
+    accuracy_level: of MatMulNBits: 4 multiplies by the input rounded to int8 in blocks, 0 by the input as it is.
     """
 
     name: str
@@ -124,6 +132,7 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     dedicated_pairs: bool = False
     passes_before: tuple[str, ...] = ()
     passes_after: tuple[str, ...] = ()
+    accuracy_level: int = 0
     types: dict[str, TypeRow] = {}
     rule: tuple[Rule, ...] = ()
     refuse: tuple[Refusal, ...] = ()

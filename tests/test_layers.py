@@ -17,7 +17,7 @@ FLOORS = (
     {"__init__", "__main__", "cli", "pytest_plugin"},
     {"gate"},
     {"pipeline"},
-    {"observation", "workers", "shards", "verification", "probe"},
+    {"observation", "workers", "shards", "layerwise", "verification", "probe"},
     {"package", "verify", "matrix", "scores", "bench", "report", "search"},
     {"runners", "export", "train", "formats"},
     {"passes"},

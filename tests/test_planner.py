@@ -23,8 +23,8 @@ def test_an_unknown_type_is_named_with_those_there_are(model, field):
 
 
 def test_a_method_without_rules_is_refused(model):
-    with pytest.raises(TargetError, match="no weight_only quantization; choose dynamic or static"):
-        plan(model, target.load("x86_64"), Recipe(method="weight_only"))
+    with pytest.raises(TargetError, match="no float16 quantization; choose dynamic or static or weight_only"):
+        plan(model, target.load("x86_64"), Recipe(method="float16"))
 
 
 def test_the_recipe_keeps_nodes_float(model):

@@ -32,8 +32,16 @@ def quantize(
     eval_data: Annotated[
         str | None, typer.Option("--eval", help="Data to verify on; default: the calibration data.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="static or dynamic.")] = None,
+    method: Annotated[str | None, typer.Option(help="static, dynamic, weight_only or float16.")] = None,
     calibrator: Annotated[str | None, typer.Option(help="A calibrator of `edgeq methods`.")] = None,
+    weight: Annotated[str | None, typer.Option(help="A weight algorithm of `edgeq methods`.")] = None,
+    bits: Annotated[int | None, typer.Option(help="Of packed weights: 2, 4 or 8.")] = None,
+    block: Annotated[int | None, typer.Option(help="Weights that share a scale; 0: one a channel.")] = None,
+    sequential: Annotated[
+        bool | None,
+        typer.Option("--sequential/--at-once", help="Solve packed weights on what quantized layers before give."),
+    ] = None,
+    keep: Annotated[Path | None, typer.Option(help="Folder of finished layers, to go on after a kill.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe.toml; options given beside it win.")] = None,
     shape: Shapes = [],  # noqa: B006
     integer_only: Annotated[
@@ -72,6 +80,11 @@ def quantize(
             recipe=recipe,
             method=method,
             calibrator=calibrator,
+            weight=weight,
+            bits=bits,
+            block=block,
+            sequential=sequential,
+            keep=keep,
             shapes=shapes_of(shape),
             integer_only=integer_only,
             integer_io=integer_io,

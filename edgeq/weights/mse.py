@@ -43,7 +43,7 @@ def quantize(
         part = slice(start, start + rows)
         h = weights if weights.size == 1 else np.ascontiguousarray(weights[part])
         x = np.ascontiguousarray(groups[part])  # sums, and so the result, must not hang on the memory layout
-        scale[part], zero[part] = _search(x, h, spec, factors, signed_scale)
+        scale[part], zero[part] = search(x, h, spec, factors, signed_scale)
     params = QParams(scale.reshape(shape), zero.reshape(shape), spec)
     return QTensor(affine.quantize(w, params), params)
 
@@ -81,7 +81,7 @@ def _importance(w: np.ndarray, spec: QSpec, stats: Stats) -> np.ndarray:
     return np.broadcast_to(np.expand_dims(h, tuple(i for i in range(w.ndim) if i != axis)), w.shape)
 
 
-def _search(
+def search(
     x: np.ndarray, h: np.ndarray, spec: QSpec, factors: np.ndarray, signed_scale: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Best scale and zero point of each row of x (groups, n); h (groups, n) or (1, 1)."""

@@ -1,0 +1,273 @@
+"""Weights solved layer by layer, in the order in which data meets them.
+
+Layers that read one value form a stage. The graph is cut at these values, and the samples walk from cut to cut, in
+files: each node runs once, and no more than one layer's statistics are in memory. Two streams walk side by side:
+
+    x   as the float model computes it
+    x'  as the layers quantized so far leave it (when `sequential`, else x' = x)
+
+A layer is rounded for its real input x', and aims at what the float layer makes of x (`rows.corrected`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeq.calibrate.gram import Gram
+from edgeq.data import Dataset, Feeds
+from edgeq.errors import CalibrationError, ModelError
+from edgeq.graph import io
+from edgeq.graph.edit import add_initializer, is_constant, sole_consumer
+from edgeq.numerics import affine
+from edgeq.plan import Plan, WeightPlan
+from edgeq.registry import load
+from edgeq.types import Progress, QParams, QTensor, Solution, Stats
+from edgeq.weights import rows
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Layers that read `value`, which is known once the nodes before `cut` have run."""
+
+    value: str
+    cut: int
+    layers: tuple[WeightPlan, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """What is known of one layer when its turn comes. weight: what to round. stats: None where no data reaches it."""
+
+    plan: WeightPlan
+    weight: np.ndarray
+    stats: Stats | None
+
+
+def stages(model: ir.Model, plan: Plan) -> tuple[list[Stage], list[WeightPlan]]:
+    """Stages in the order of the graph, and the layers that no statistics serve (tables, convolutions, loop bodies)."""
+    nodes = {n.name: n for n in model.graph}
+    place = {v: i for i, node in enumerate(model.graph, 1) for v in node.outputs}
+    found: dict[ir.Value, list[WeightPlan]] = {}
+    rest: list[WeightPlan] = []
+    for layer in plan.weights:
+        node = nodes.get(layer.node)
+        data = node.inputs[0] if node is not None and node.op_type in ("MatMul", "Gemm") else None
+        if data is None or is_constant(data):
+            rest.append(layer)
+        else:
+            found.setdefault(data, []).append(layer)
+    listed = [Stage(v.name or "", place.get(v, 0), tuple(layers)) for v, layers in found.items()]
+    return sorted(listed, key=lambda stage: stage.cut), rest
+
+
+def solve_layers(
+    plan: Plan,
+    model: ir.Model,
+    data: Dataset | None,
+    work: Path,
+    sequential: bool,
+    keep: Path | None,
+    progress: Progress,
+) -> tuple[Solution, dict[str, str]]:
+    """The weights of a plan, and {node: reason} for those that have to stay float.
+
+    data: None for algorithms that need none. keep: a folder of finished layers: one whose weight, statistics and
+    recipe are the same is not solved again. Raises CalibrationError for an algorithm that needs data and has none.
+    """
+    solution = Solution({}, {}, {})
+    failed: dict[str, str] = {}
+    for name in sorted({layer.algorithm for layer in plan.weights}):
+        if data is None and getattr(load("edgeq.weights", name, "quantize"), "NEEDS_DATA", False):
+            raise CalibrationError(f"{name} weights need data: give --calib, or choose --weight hqq or mse")
+    total, done = len(plan.weights), 0
+    walk = walk_layers(plan, model, data, work, sequential)
+    layer = next(walk, None)
+    while layer is not None:
+        solved = None
+        try:
+            solved = _kept(layer, keep)
+            solution.weights[layer.plan.node, layer.plan.index] = solved
+        except ModelError as error:
+            failed[layer.plan.node] = str(error)
+        done += 1
+        progress("solve", done, total)
+        layer = _send(walk, None if solved is None else affine.dequantize(solved.data, solved.params))
+    return solution, failed
+
+
+def _send(walk, real: np.ndarray | None) -> Layer | None:  # type: ignore[no-untyped-def]
+    try:
+        return walk.send(real)
+    except StopIteration:
+        return None
+
+
+def walk_layers(plan: Plan, model: ir.Model, data: Dataset | None, work: Path, sequential: bool):  # type: ignore[no-untyped-def]
+    """A generator of `Layer`s; send it what each one's weight became, float32, or None to leave it as it was.
+
+    work: a folder for the samples and cut models while it runs.
+    """
+    listed, rest = stages(model, plan)
+    constants = {v.name: v for v in model.graph.initializers.values()}
+    with tempfile.TemporaryDirectory(dir=work, prefix="layers-") as folder:
+        changed = model.clone()
+        streams = [_Stream(model, Path(folder) / "float")]
+        if sequential:
+            streams.append(_Stream(changed, Path(folder) / "quantized"))
+        for layer in rest:
+            value = constants.get(layer.value)
+            tensor = value.const_value if value is not None else _inner(model, layer.value)
+            assert tensor is not None
+            real = yield Layer(layer, tensor.numpy(), None)
+            _put(changed, layer, real)
+        for stream in streams:
+            stream.start(data or ())
+        for stage in listed:
+            if data is None:
+                for layer in stage.layers:
+                    yield Layer(layer, constants[layer.value].const_value.numpy(), None)  # type: ignore[union-attr]
+                continue
+            for stream in streams:
+                stream.advance(stage)
+            stats, cross = _statistics(streams, stage.value)
+            for layer in stage.layers:
+                aim = constants[layer.value].const_value.numpy()  # type: ignore[union-attr]
+                if cross is not None:
+                    aim = rows.corrected(aim, layer.spec, stats, cross, _behind(model, layer, streams, stage.value))
+                real = yield Layer(layer, aim, stats)
+                _put(changed, layer, real)
+
+
+def _inner(model: ir.Model, name: str) -> ir.TensorProtocol:
+    return next(g.initializers[name].const_value for g in model.graph.subgraphs() if name in g.initializers)  # type: ignore[return-value]
+
+
+def _put(model: ir.Model, layer: WeightPlan, real: np.ndarray | None) -> None:
+    """Give one node of the main graph a weight of its own."""
+    node = next((n for n in model.graph if n.name == layer.node), None)
+    if real is not None and node is not None:
+        name = f"{layer.node}/{layer.index}/quantized"
+        node.replace_input_with(layer.index, add_initializer(model.graph, name, real))
+
+
+def _statistics(streams: list[_Stream], name: str) -> tuple[Stats, np.ndarray | None]:
+    """Of x', and the sum of (x - x') x'ᵀ, None where x' is x."""
+    gram: Gram | None = None
+    cross: np.ndarray | None = None
+    for values in zip(*(stream.each(name) for stream in streams), strict=True):
+        x = values[-1].reshape(-1, values[-1].shape[-1])
+        if gram is None:
+            gram = Gram.of(x.shape[-1])
+            cross = np.zeros_like(gram.gram) if len(streams) > 1 else None
+        gram.update(x)
+        if cross is not None:
+            cross += (values[0].reshape(x.shape) - x).T @ x
+    if gram is None:
+        raise ModelError(f"value {name!r}: no sample reached it; give calibration data")
+    return gram.result(), cross
+
+
+def _behind(model: ir.Model, layer: WeightPlan, streams: list[_Stream], name: str) -> np.ndarray | None:
+    """The sum of (r - r') x'ᵀ for the r that the layer's output is added to, where it is known by then."""
+    node = next(n for n in model.graph if n.name == layer.node)
+    add = sole_consumer(node.outputs[0])
+    if add is None or add.op_type != "Add":
+        return None
+    other = next(v for v in add.inputs if v is not node.outputs[0])
+    if other is None or other.name not in streams[0].live:
+        return None
+    total: np.ndarray | float = 0.0
+    real, rounded = streams
+    for r, changed, x in zip(real.each(other.name), rounded.each(other.name), rounded.each(name), strict=True):
+        total = total + (r - changed).reshape(-1, r.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+    return np.asarray(total, np.float64)
+
+
+@dataclass
+class _Stream:
+    """Samples on their way through a model: one .npz a sample, of the values that nodes from `cut` on will read."""
+
+    model: ir.Model
+    folder: Path
+    cut: int = 0
+    live: tuple[str, ...] = ()
+    count: int = field(default=0)
+
+    def start(self, data: Iterable[Feeds]) -> None:
+        self.folder.mkdir()
+        for feeds in data:
+            self._write(self.count, feeds)
+            self.count += 1
+        self.live = tuple(v.name or "" for v in self.model.graph.inputs)
+
+    def advance(self, stage: Stage) -> None:
+        """Run the nodes up to the stage's cut on every sample."""
+        wanted = tuple(dict.fromkeys([stage.value, *_read_after(self.model.graph, stage.cut)]))
+        fresh = [name for name in wanted if name not in self.live]
+        if fresh:
+            inputs = [name for name in self.live if self._feeds(name)]
+            graph = ir.convenience.extract(self.model.graph, inputs, fresh)
+            piece = ir.Model(graph, ir_version=self.model.ir_version, functions=list(self.model.functions.values()))
+            path = self.folder / "piece.onnx"
+            io.save(piece, path)
+            session = load("edgeq.runners", "cpu").open_session(path, threads=1)
+            needed = {v.name for v in graph.inputs}
+            for index in range(self.count):
+                held = self._read(index)
+                made = session.run({k: v for k, v in held.items() if k in needed})
+                self._write(index, {k: v for k, v in {**held, **made}.items() if k in wanted})
+            session.close()
+        self.cut, self.live = stage.cut, wanted
+
+    def each(self, name: str) -> Iterator[np.ndarray]:
+        return (self._read(index)[name] for index in range(self.count))
+
+    def _feeds(self, name: str) -> bool:
+        return name not in self.model.graph.initializers
+
+    def _read(self, index: int) -> Feeds:
+        with np.load(self.folder / f"{index}.npz", allow_pickle=False) as held:
+            return {name: held[name] for name in held.files}
+
+    def _write(self, index: int, values: Feeds) -> None:
+        np.savez(self.folder / f"{index}.npz", **values)  # type: ignore[arg-type]
+
+
+def _read_after(graph: ir.Graph, cut: int) -> list[str]:
+    """Values of the main graph, no constants, that are there before `cut` and read behind it or given out."""
+    before = set(graph.inputs) | {v for node in list(graph)[:cut] for v in node.outputs}
+    found: dict[str, None] = {}
+    for node in list(graph)[cut:]:
+        bodies = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+        for reader in (node, *(n for body in bodies for n in body.all_nodes())):
+            found |= dict.fromkeys(v.name or "" for v in reader.inputs if v in before and not is_constant(v))
+    return list(found)
+
+
+def _kept(layer: Layer, keep: Path | None) -> QTensor:
+    """Solve the layer, or take it from the folder of finished ones."""
+    plan = layer.plan
+    solve = load("edgeq.weights", plan.algorithm, "quantize").quantize
+    if keep is None:
+        return solve(layer.weight, plan.spec, layer.stats)
+    digest = hashlib.sha256(f"{plan.spec} {plan.algorithm} {layer.weight.shape}".encode())
+    for array in (layer.weight, *((layer.stats.gram,) if layer.stats else ())):
+        digest.update(np.ascontiguousarray(array).data)
+    path = keep / f"{digest.hexdigest()}.npz"
+    if path.exists():
+        with np.load(path, allow_pickle=False) as held:
+            return QTensor(held["data"], QParams(held["scale"], held["zero_point"], plan.spec))
+    solved = solve(layer.weight, plan.spec, layer.stats)
+    keep.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with open(partial, "wb") as stream:
+        np.savez(stream, data=solved.data, scale=solved.params.scale, zero_point=solved.params.zero_point)
+    partial.replace(path)
+    return solved

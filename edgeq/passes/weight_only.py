@@ -1,0 +1,195 @@
+"""Weight-only quantization: codes of 2 to 8 bits in the file, real numbers in and out of every node.
+
+    MatMul, Gemm     com.microsoft MatMulNBits: 2, 4 or 8 bits, multiplied without unpacking the weight
+    Gather           com.microsoft GatherBlockQuantized: only the rows looked up are ever real numbers
+    other layouts    DequantizeLinear → MatMul, which onnxruntime makes real in each run
+
+One scale a channel is written as blocks with that scale. Scales are stored in half precision where all of them are
+normal numbers in it, behind a Cast that runtimes fold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace as replace_fields
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeq.graph.edit import MS_DOMAIN, Names, add_initializer, all_graphs, drop_unused_initializers, make_node, replace
+from edgeq.numerics import pack
+from edgeq.plan import PACKED, Plan
+from edgeq.target import Target
+from edgeq.types import PerBlock, PerChannel, QParams, QTensor, Solution
+
+FLOAT = ir.DataType.FLOAT
+SMALLEST_HALF = 2.0**-14
+LEAST_BLOCK, WIDEST = 16, 256  # of MatMulNBits and GatherBlockQuantized
+OPSET = {2: 25, 4: 21, 8: 21}
+"""The first opset whose DequantizeLinear takes codes of so many bits."""
+TYPES = {
+    "int2": ir.DataType.INT2, "uint2": ir.DataType.UINT2, "int4": ir.DataType.INT4, "uint4": ir.DataType.UINT4,
+    "int8": ir.DataType.INT8, "uint8": ir.DataType.UINT8,
+}  # fmt: skip
+
+
+def apply(model: ir.Model, plan: Plan, solution: Solution, target: Target) -> ir.Model:
+    """Rewrite in place every node whose weight the plan stores, and return the model."""
+    planned = {n.name for n in plan.nodes if n.decision == PACKED}
+    writer = _Writer(model, solution, target)
+    for graph in all_graphs(model):
+        for node in list(graph):
+            if node.name in planned:
+                writer.rewrite(node)
+    drop_unused_initializers(model)
+    return model
+
+
+class _Writer:
+    def __init__(self, model: ir.Model, solution: Solution, target: Target) -> None:
+        self.model, self.solution, self.target, self.names = model, solution, target, Names(model)
+        self.stored: dict[tuple[str, bytes], list[ir.Value | None]] = {}
+
+    def rewrite(self, node: ir.Node) -> None:
+        index = 0 if node.op_type == "Gather" else 1
+        tensor = in_blocks(self.solution.weights[node.name or "", index])
+        granularity = tensor.params.spec.granularity
+        if node.op_type == "Gather":
+            self._table(node, unsigned(tensor))
+        elif isinstance(granularity, PerBlock) and _power_of_two(granularity.size) and tensor.data.ndim == 2:
+            self._nbits(node, tensor)
+        else:
+            self._dequantize(node, tensor)
+
+    def _nbits(self, node: ir.Node, tensor: QTensor) -> None:
+        source = node.inputs[1]
+        assert source is not None
+        key = (source.name or "", tensor.data.tobytes())
+        form = pack.to_matmul_nbits(tensor)
+        if key not in self.stored:
+            base = source.name or "weight"
+            zeros = None if form.zero_points is None else self._init(f"{base}_zero_point", form.zero_points)
+            self.stored[key] = [self._init(f"{base}_q", form.b), self._scale(base, form.scales), zeros]
+        inputs = [node.inputs[0], *self.stored[key]]
+        attributes = {
+            "K": form.k, "N": form.n, "bits": form.bits, "block_size": form.block_size,
+            "accuracy_level": self.target.accuracy_level,
+        }  # fmt: skip
+        out = node.outputs[0]
+        product = self._add(node, "MatMulNBits", inputs, "product", out.shape, attributes, MS_DOMAIN)
+        replace(node, self._biased(node, product))
+
+    def _biased(self, node: ir.Node, product: ir.Value) -> ir.Value:
+        """A Gemm's bias added; prepared models have its alpha and beta in weight and bias."""
+        bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
+        return product if bias is None else self._add(node, "Add", [product, bias], "biased", node.outputs[0].shape)
+
+    def _dequantize(self, node: ir.Node, tensor: QTensor) -> None:
+        """A weight that DequantizeLinear makes real, laid out as onnxruntime's fusion wants it."""
+        source, spec = node.inputs[1], tensor.params.spec
+        assert source is not None
+        self.model.opset_imports[""] = max(self.model.opset_imports.get("", 0), OPSET[spec.bits])
+        granularity = spec.granularity
+        attributes: dict[str, Any] = {"axis": getattr(granularity, "axis", 0)}
+        if isinstance(granularity, PerBlock):
+            attributes["block_size"] = granularity.size
+        codes, scale, zero = tensor.data, tensor.params.scale, tensor.params.zero_point
+        if node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1:  # only an untransposed weight fuses
+            codes, scale, zero = codes.T, scale.T, zero.T
+            attributes["axis"] = 1 - attributes["axis"] % 2
+        base = source.name or "weight"
+        inputs: list[ir.Value | None] = [self._codes(f"{base}_q", codes, spec.dtype), self._scale(base, scale)]
+        if zero.any():
+            inputs.append(self._codes(f"{base}_zero_point", zero.astype(codes.dtype), spec.dtype))
+        real = self._add(node, "DequantizeLinear", inputs, "weight", ir.Shape(codes.shape), attributes)
+        if node.op_type == "Gemm":
+            product = self._add(node, "MatMul", [node.inputs[0], real], "product", node.outputs[0].shape)
+            replace(node, self._biased(node, product))
+        else:
+            node.replace_input_with(1, real)
+
+    def _table(self, node: ir.Node, tensor: QTensor) -> None:
+        source, spec = node.inputs[0], tensor.params.spec
+        assert source is not None
+        assert isinstance(spec.granularity, PerBlock)
+        base = source.name or "table"
+        key = (base, tensor.data.tobytes())
+        if key not in self.stored:
+            codes, zero = tensor.data, tensor.params.zero_point
+            found: list[ir.Value | None] = [
+                self._codes(f"{base}_q", codes, spec.dtype),
+                self._scale(base, tensor.params.scale),
+            ]
+            if zero.any():
+                found.append(self._codes(f"{base}_zero_point", zero.astype(codes.dtype), spec.dtype))
+            self.stored[key] = found
+        codes_value, *rest = self.stored[key]
+        attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": spec.granularity.size, "bits": spec.bits}
+        inputs = [codes_value, node.inputs[1], *rest]
+        replace(
+            node, self._add(node, "GatherBlockQuantized", inputs, "rows", node.outputs[0].shape, attributes, MS_DOMAIN)
+        )
+
+    def _scale(self, base: str, scale: np.ndarray) -> ir.Value:
+        half = np.abs(scale).min() >= SMALLEST_HALF and np.abs(scale).max() < np.finfo(np.float16).max
+        if not half:
+            return self._init(f"{base}_scale", np.ascontiguousarray(scale))
+        small = self._init(f"{base}_scale_half", np.ascontiguousarray(scale.astype(np.float16)))
+        cast = make_node("Cast", [small], self.names.new(f"{base}_scale"), FLOAT, small.shape, {"to": int(FLOAT)})
+        graph = self.model.graph
+        graph.insert_before(next(iter(graph)), cast)
+        return cast.outputs[0]
+
+    def _codes(self, name: str, codes: np.ndarray, dtype: str) -> ir.Value:
+        if dtype.endswith("8"):
+            return self._init(name, np.ascontiguousarray(codes))
+        free = self.names.new(name)
+        packed = pack.pack(np.ascontiguousarray(codes), int(dtype.lstrip("uint")))
+        tensor = ir.PackedTensor(packed, TYPES[dtype], shape=ir.Shape(codes.shape), name=free)
+        return add_initializer(self.model.graph, free, tensor)
+
+    def _init(self, name: str, array: np.ndarray) -> ir.Value:
+        return add_initializer(self.model.graph, self.names.new(name), array)
+
+    def _add(
+        self, node: ir.Node, op: str, inputs: list[ir.Value | None], suffix: str, shape: ir.ShapeProtocol | None,
+        attributes: dict[str, Any] | None = None, domain: str = "",
+    ) -> ir.Value:  # fmt: skip
+        if domain:
+            self.model.opset_imports[domain] = 1
+        name = self.names.new(f"{node.outputs[0].name}_{suffix}")
+        new = make_node(op, inputs, name, FLOAT, shape, attributes, domain)
+        assert node.graph is not None
+        node.graph.insert_before(node, new)
+        return new.outputs[0]
+
+
+def in_blocks(tensor: QTensor) -> QTensor:
+    """A matrix with a scale a channel as one whose blocks have that scale; anything else as it is."""
+    spec = tensor.params.spec
+    if not isinstance(spec.granularity, PerChannel) or tensor.data.ndim != 2:
+        return tensor
+    axis = 1 - spec.granularity.axis % 2
+    length = tensor.data.shape[axis]
+    size = length & -length  # the greatest power of two that divides it
+    size = min(size, WIDEST) if size >= 64 else 128
+    count = -(-length // size)
+    scale, zero = (
+        np.repeat(np.expand_dims(p, axis), count, axis) for p in (tensor.params.scale, tensor.params.zero_point)
+    )
+    return QTensor(tensor.data, QParams(scale, zero, replace_fields(spec, granularity=PerBlock(axis, size))))
+
+
+def unsigned(tensor: QTensor) -> QTensor:
+    """8-bit codes as uint8: GatherBlockQuantized takes no int8."""
+    spec = tensor.params.spec
+    if spec.dtype != "int8":
+        return tensor
+    codes = (tensor.data.astype(np.int16) + 128).astype(np.uint8)
+    return QTensor(
+        codes, QParams(tensor.params.scale, tensor.params.zero_point + 128, replace_fields(spec, dtype="uint8"))
+    )
+
+
+def _power_of_two(size: int) -> bool:
+    return size >= LEAST_BLOCK and not size & (size - 1)
