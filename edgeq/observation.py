@@ -45,8 +45,8 @@ class Ways:
     stats: str | os.PathLike[str] | None = None
     save_stats: str | os.PathLike[str] | None = None
     moments: Moments | None = None
-
     keep: str | os.PathLike[str] | None = None
+
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise RecipeError(f"--workers {self.workers}: give 1 or more")

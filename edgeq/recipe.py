@@ -75,10 +75,10 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     method: Method = "static"
     calibrator: str = "mse"
     weight: str = "rtn"
-    samples: Annotated[int, msgspec.Meta(ge=0)] = 128
     bits: Literal[2, 4, 8] | None = None
     block: Annotated[int, msgspec.Meta(ge=0)] | None = None
     sequential: bool = True
+    samples: Annotated[int, msgspec.Meta(ge=0)] = 128
     seed: int = 0
     elementwise: Literal["auto", "all", "none"] = "auto"
     elementwise_sqnr: float = 30.0

@@ -48,7 +48,6 @@ class TypeRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             granularity = PerBlock(axis, self.block_size)
         return QSpec(self.dtype, self.symmetric, granularity, self.narrow, self.reduce_range)
 
-
     def packed(self, bits: int | None, block: int | None, least_bits: int) -> TypeRow:
         """The type with other bits and block; a block of 0 is a scale a channel."""
         size = self.block_size if block is None else block
@@ -110,9 +109,9 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     cpu_kernels: it is onnxruntime's CPU provider, so placement can be read in the graph that this one optimizes.
     whole: nothing may stay float; every input and output is quantized.
     saturates: u8·s8 products are summed in pairs of 16 bits, which large weights overflow (see `edgeq/saturation.py`).
+    accuracy_level: of MatMulNBits: 4 multiplies by the input rounded to int8 in blocks, 0 by the input as it is.
     passes_before, passes_after: modules of `edgeq/passes` with `rewrite(model)`, run on the prepared model and on the
     quantized one, for the runtime's own sake.
-    accuracy_level: of MatMulNBits: 4 multiplies by the input rounded to int8 in blocks, 0 by the input as it is.
     """
 
     name: str
@@ -130,9 +129,9 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     whole: bool = False
     saturates: bool = False
     dedicated_pairs: bool = False
+    accuracy_level: int = 0
     passes_before: tuple[str, ...] = ()
     passes_after: tuple[str, ...] = ()
-    accuracy_level: int = 0
     types: dict[str, TypeRow] = {}
     rule: tuple[Rule, ...] = ()
     refuse: tuple[Refusal, ...] = ()
