@@ -19,6 +19,7 @@ from edgeq.errors import CalibrationError, RecipeError
 from edgeq.graph import io
 from edgeq.graph.edit import all_graphs
 from edgeq.graph.observe import observable
+from edgeq.outliers import splittable
 from edgeq.plan import Plan
 from edgeq.planner import plan
 from edgeq.recipe import Recipe
@@ -89,7 +90,8 @@ def gather(
         others = [{"elementwise": "all", "attention": True}, {"elementwise": "none", "attention": False}]
         plans = [plan(prepared, target, msgspec.structs.replace(recipe, **other)) for other in others]
         wanted = dict.fromkeys({**wanted, **observed(prepared, *plans)}, WITH_HISTOGRAM)
-    found = replace(observe(wanted, running, recipe, data, work, ways, progress), data=data.name)
+    channels = tuple(splittable(made, prepared, target))
+    found = replace(observe(wanted, channels, running, recipe, data, work, ways, progress), data=data.name)
     if found.samples == 0:
         raise CalibrationError(f"{data.name} holds no samples: give at least one")
     if ways.save_stats is not None:
@@ -104,9 +106,19 @@ def observed(prepared: ir.Model, *plans: Plan) -> dict[str, str]:
 
 
 def observe(
-    wanted: dict[str, str], path: Path, recipe: Recipe, data: Dataset, work: Path, ways: Ways, progress: Progress
+    wanted: dict[str, str],
+    channels: tuple[str, ...],
+    path: Path,
+    recipe: Recipe,
+    data: Dataset,
+    work: Path,
+    ways: Ways,
+    progress: Progress,
 ) -> Statistics:
-    """Run the model of `path` on the data, here or wherever `ways` says: the result is the same, to the bit."""
+    """Run the model of `path` on the data, here or wherever `ways` says: the result is the same, to the bit.
+
+    channels: those of the wanted values whose channels count too.
+    """
     total = chosen(data, recipe).count
     with tempfile.TemporaryDirectory(dir=work) as folder:
         model, outputs = observable(path, wanted, Path(folder))
@@ -122,6 +134,7 @@ def observe(
         task = Task(
             wanted,
             outputs,
+            channels,
             shapes=io.input_shapes(io.load(path)),
             samples=recipe.samples,
             seed=recipe.seed % 2**64,

@@ -28,6 +28,7 @@ from edgeq.graph.prepare import prepare
 from edgeq.graph.shapes import fix_shapes
 from edgeq.layerwise import solve_layers
 from edgeq.observation import Ways, gather
+from edgeq.outliers import split_outliers
 from edgeq.passes.integer_ends import as_codes, strip_ends
 from edgeq.passes.integer_only import integer_only
 from edgeq.passes.tables import store_tables
@@ -170,10 +171,10 @@ def resolve_recipe(
         chosen = msgspec.structs.replace(chosen, elementwise="all", attention=True)
     if (chosen.integer_only and chosen.method != "static") or (chosen.integer_io and not chosen.integer_only):
         raise RecipeError("integer_io goes with integer_only, and that with the method static")
-    if chosen.rounding not in ("double", "single"):
-        raise RecipeError(f"no rounding {chosen.rounding!r}: choose double or single")
     if chosen.method not in get_args(Method):
         raise RecipeError(f"no method {chosen.method!r}: choose one of {', '.join(get_args(Method))}")
+    if chosen.rounding not in ("double", "single"):
+        raise RecipeError(f"no rounding {chosen.rounding!r}: choose double or single")
     load("edgeq.calibrate", chosen.calibrator, "choose")
     load("edgeq.weights", chosen.weight, "quantize")
     for row in chosen.rule:
@@ -267,25 +268,24 @@ def _quantize(
         if ways.stats is not None:
             about["statistics"] = Path(ways.stats).name
         excluded |= costly_joins(made, prepared, target, recipe, summaries)
-        made = plan(prepared, target, recipe, excluded)
     samples = drawn_by(data, recipe) if data is not None and recipe.method == "weight_only" else None
     if samples is not None and data is not None:
         about = {"samples": samples.count, "data": data.name}
     while True:
+        made, limited = split_outliers(plan(prepared, target, recipe, excluded), prepared, target, recipe, summaries)
         if recipe.method == "weight_only":
             keep = Path(ways.keep) if ways.keep else None
             solution, failed = solve_layers(made, prepared, samples, work, recipe.sequential, keep, progress)
         else:
             solution, failed = solve(
-                made, prepared, summaries, progress=partial(_count, progress, "solve", len(made.weights))
+                made, prepared, limited, progress=partial(_count, progress, "solve", len(made.weights))
             )
         if not failed:
             break
         excluded |= failed
-        made = plan(prepared, target, recipe, excluded)
     progress("rewrite", 0, None)
     warnings = ("calibrated on made-up data: measure the artifact on real samples",) if ways.data_free else ()
-    evidence = Evidence(drawn(prepared, made), ranges(made, summaries, solution.groups), about, warnings)
+    evidence = Evidence(drawn(prepared, made), ranges(made, limited, solution.groups), about, warnings)
     store_tables(prepared, made, solution)
     rewrite = load("edgeq.passes", REWRITES[recipe.method], "apply").apply
     rewritten = rewrite(prepared, made, solution, target)

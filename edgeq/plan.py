@@ -76,6 +76,16 @@ class BiasPlan:
 
 
 @dataclass(frozen=True)
+class SplitPlan:
+    """Channels of a value that linear layers read in several parts each; see `edgeq/outliers.py`."""
+
+    value: str
+    channels: tuple[int, ...]
+    parts: tuple[int, ...]
+    readers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Plan:
     """warnings: what can be foreseen to go wrong on the target, a line a layer."""
 
@@ -86,6 +96,7 @@ class Plan:
     weights: tuple[WeightPlan, ...] = ()
     biases: tuple[BiasPlan, ...] = ()
     warnings: tuple[str, ...] = ()
+    splits: tuple[SplitPlan, ...] = ()
 
     def observed(self) -> list[ValuePlan]:
         """The values whose statistics the plan needs, one a group."""

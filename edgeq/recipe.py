@@ -62,10 +62,12 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     calibrator: a file of `edgeq/calibrate`. weight: a file of `edgeq/weights`. samples: how many of the data's
     samples calibrate, 0 for all; drawn with `seed` where the data has more, but the first ones of a stream.
     elementwise: whether Add, Mul and the like join integer islands; `auto` lets in those whose rounding costs less
-    than `elementwise_sqnr` dB would. attention: quantize MatMuls of two activations. state: pairs [output, input] that
-    are fed back from sample to sample. preprocess: makes images into the model's input. shapes: pairs [input, shape]
-    that fix free dimensions. integer_only: no float tensor between the ends, everything is quantized; integer_io: nor
-    at the ends; rounding: of requantization then, as gemmlowp and TFLite's reference (double) or once (single).
+    than `elementwise_sqnr` dB would. outlier_sqnr: linear layers' inputs whose rounding would leave fewer dB have their
+    outlying channels split (those without any keep about 40). attention: quantize MatMuls of two activations. state:
+    pairs [output, input] that are fed back from sample to sample. preprocess: makes images into the model's input.
+    shapes: pairs [input, shape] that fix free dimensions. integer_only: no float tensor between the ends, everything is
+    quantized; integer_io: nor at the ends; rounding: of requantization then, as gemmlowp and
+    TFLite's reference (double) or once (single).
     bits, block: of packed weights, in place of the target's own; a block of 0 is a scale a channel. sequential: packed
     weights are solved on what the quantized layers before them make of the data.
     """
@@ -82,6 +84,7 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     seed: int = 0
     elementwise: Literal["auto", "all", "none"] = "auto"
     elementwise_sqnr: float = 30.0
+    outlier_sqnr: float = 36.0
     attention: bool = False
     state: tuple[tuple[str, str], ...] = ()
     preprocess: Preprocess | None = None

@@ -28,14 +28,15 @@ class Packed(msgspec.Struct, array_like=True, frozen=True):
 class Task(msgspec.Struct, frozen=True):
     """What to look at, and on which samples.
 
-    calibrators: value → calibrator. outputs: value → the name under which the model file gives it. source: what
-    `open_data` makes the data from, with shapes, those of the inputs; where there is no such thing, `packed` holds the
-    samples themselves. samples, seed, preprocess, state: the recipe's. part: which of `parts` of the samples so chosen.
-    threads: samples in flight at a time.
+    calibrators: value → calibrator. outputs: value → the name under which the model file gives it. channels: values
+    whose channels count too (see `collect`). source: what `open_data` makes the data from, with shapes, those of the
+    inputs; where there is no such thing, `packed` holds the samples themselves. samples, seed, preprocess, state: the
+    recipe's. part: which of `parts` of the samples so chosen. threads: samples in flight at a time.
     """
 
     calibrators: dict[str, str]
     outputs: dict[str, str]
+    channels: tuple[str, ...] = ()
     source: str = ""
     packed: tuple[dict[str, Packed], ...] = ()
     shapes: dict[str, tuple[int | None, ...] | None] = {}
@@ -60,7 +61,7 @@ def count(model: Path, task: Task, data: Dataset, progress: Callable[[int], None
     try:
         running = with_state(session, model, task.state, show=True)
         threads = 1 if task.state else task.threads
-        summaries, seen = collect(running, data, task.calibrators, task.outputs, progress, threads)
+        summaries, seen = collect(running, data, task.calibrators, task.outputs, progress, threads, task.channels)
     finally:
         session.close()
     return Statistics(summaries, tuple(task.calibrators), seen)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Queue
 from typing import Protocol
 
 import numpy as np
 
+from edgeq.calibrate.extrema import Extrema
 from edgeq.calibrate.histogram import Histogram
 from edgeq.calibrate.summary import Summary
 from edgeq.errors import CalibrationError
@@ -31,12 +32,14 @@ def collect(
     outputs: Mapping[str, str] | None = None,
     progress: Callable[[int], None] = lambda _: None,
     workers: int = 1,
+    channels: Collection[str] = (),
 ) -> tuple[dict[str, Summary], int]:
     """Summaries of the values named in `calibrators` (value → calibrator), and how many samples were seen.
 
     outputs: value → name under which the session returns it, where the two differ. Values that no sample reached
     have no summary. workers: samples in flight, each in a thread of its own with accumulators of its own; merging is
-    exact, so the result doesn't depend on it. Raises CalibrationError for NaN among the inputs.
+    exact, so the result doesn't depend on it. channels: values whose extrema are also kept for each index of the last
+    axis. Raises CalibrationError for NaN among the inputs.
     """
     wants_histogram = {v: "histogram" in load("edgeq.calibrate", c, "choose").NEEDS for v, c in calibrators.items()}
     free: Queue[dict[str, Summary]] = Queue()
@@ -52,7 +55,8 @@ def collect(
                 if array is None or array.size == 0:  # the branch that computes it was not taken
                     continue
                 if value not in found:
-                    found[value] = Summary(histogram=Histogram() if wants_histogram[value] else None)
+                    extrema = Extrema(axis=-1 if value in channels else None)
+                    found[value] = Summary(extrema, Histogram() if wants_histogram[value] else None)
                 found[value].update(array, stride(array.size))
         finally:
             free.put(found)

@@ -134,9 +134,11 @@ class Extrema:
     def _update_channels(self, x: np.ndarray) -> None:
         assert self.axis is not None
         others = tuple(i for i in range(x.ndim) if i != self.axis % x.ndim)
-        real = np.isfinite(x)
-        lo = np.min(x, axis=others, initial=np.inf, where=real)
-        hi = np.max(x, axis=others, initial=-np.inf, where=real)
+        lo, hi = np.min(x, axis=others), np.max(x, axis=others)
+        if not (np.isfinite(lo).all() and np.isfinite(hi).all()):
+            real = np.isfinite(x)
+            lo = np.min(x, axis=others, initial=np.inf, where=real)
+            hi = np.max(x, axis=others, initial=-np.inf, where=real)
         self._merge_channels(lo, hi)
 
     def _merge_channels(self, lo: np.ndarray, hi: np.ndarray) -> None:

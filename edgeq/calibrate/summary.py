@@ -34,10 +34,14 @@ class Mass:
 
 @dataclass
 class Summary:
-    """Accumulator of one tensor. histogram: None when no calibrator asked for it."""
+    """Accumulator of one tensor. histogram: None when no calibrator asked for it.
+
+    limit: what the range need not reach beyond, whatever was seen.
+    """
 
     extrema: Extrema = field(default_factory=Extrema)
     histogram: Histogram | None = None
+    limit: Range | None = None
 
     def update(self, x: np.ndarray, stride: int = 1) -> None:
         """Take one sample or batch: all of it for the extrema, every `stride`-th element for the histogram."""
@@ -54,8 +58,9 @@ class Summary:
             self.histogram.merge(other.histogram)
 
     def bounds(self) -> Range:
-        """The range of all finite values, attention masks left out (`trim_masks`)."""
-        return trim_masks(self.extrema)[0]
+        """The range of all finite values within `limit`, attention masks left out (`trim_masks`)."""
+        whole = trim_masks(self.extrema)[0]
+        return whole if self.limit is None else Range(max(whole.lo, self.limit.lo), min(whole.hi, self.limit.hi))
 
     def mass(self) -> Mass | None:
         """The histogram within `bounds`, or None when there is nothing to choose from.

@@ -21,6 +21,7 @@ from edgeq.graph.edit import (
     values_of,
 )
 from edgeq.numerics.affine import quantize
+from edgeq.passes.split_outliers import split
 from edgeq.plan import STORED, Plan, ValuePlan
 from edgeq.target import Target
 from edgeq.types import PerBlock, PerChannel, QParams, QTensor, Solution
@@ -30,7 +31,7 @@ _PACKED = {"int4": ml_dtypes.int4, "uint4": ml_dtypes.uint4, "int2": ml_dtypes.i
 
 def apply(model: ir.Model, plan: Plan, solution: Solution, target: Target) -> ir.Model:
     """A static plan's numbers, in place, as the target wants them."""
-    return insert_qdq(model, plan, solution, target.dedicated_pairs)
+    return split(insert_qdq(model, plan, solution, target.dedicated_pairs), plan.splits)
 
 
 def insert_qdq(model: ir.Model, plan: Plan, solution: Solution, dedicated: bool = False) -> ir.Model:
