@@ -28,6 +28,7 @@ from edgeq.scores import MetricFunction, Outputs, scores
 from edgeq.target import Target
 
 LEVEL_SAMPLES = 8
+LARGE = 1 << 28  # bytes; unoptimized, a run dequantizes all weights, so two samples have to do for more
 LEVELS_AGREE_DB = 40.0
 
 Fed = Callable[..., Session]
@@ -146,7 +147,8 @@ def _levels(
 ) -> tuple[dict[str, float | None], list[str]]:
     """The worst output SQNR at each optimization level of onnxruntime, over a few samples."""
     runner = load("edgeq.runners", "cpu")
-    few = list(data.take(LEVEL_SAMPLES))
+    size = sum(file.stat().st_size for file in io.files(quantized))
+    few = list(data.take(LEVEL_SAMPLES if size < LARGE else 2))
     fed_float = fed(float_session)
     references = [fed_float.run(feeds) for feeds in few]
     results: dict[str, list[dict[str, np.ndarray]]] = {}
