@@ -189,7 +189,8 @@ class _Islands:
 
     def _activations(self, node: ir.Node, rule: Rule) -> list[ir.Value]:
         """The inputs of an integer node that become codes; a constant operand of Add or Mul is one of them."""
-        count = 1 if self._weighted(node) else DATA_INPUTS.get(node.op_type, len(node.inputs))
+        data = self.rule[node].data or DATA_INPUTS.get(node.op_type, len(node.inputs))
+        count = 1 if self._weighted(node) else data
         return [v for v in node.inputs[:count] if v is not None and v.dtype == ir.DataType.FLOAT]
 
     def _behind(self, value: ir.Value) -> ir.Value:

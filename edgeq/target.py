@@ -71,8 +71,8 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     output gets the rounded value). folds: activations behind the operator that vanish into the output's range; fuses:
     those that the kernel applies itself, so that the range needn't end at 0. min_rank, max_rank: of the activation; 0
     for any. channel_rank: per-channel scales only for weights of up to so many dimensions, 0 for any. constant: may one
-    operand be a constant, for `join`. split: outlying channels of its input may be split (see `edgeq/outliers.py`).
-    only: the values that attributes must have.
+    operand be a constant, for `join`. data: how many leading inputs are activations, 0 for all that are float. split:
+    outlying channels of its input may be split (see `edgeq/outliers.py`). only: the values that attributes must have.
     """
 
     ops: tuple[str, ...]
@@ -91,6 +91,7 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     depthwise: bool = True
     channel_rank: int = 0
     constant: bool = True
+    data: int = 0
     split: bool = False
 
 

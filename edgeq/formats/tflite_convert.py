@@ -18,9 +18,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeq.errors import TargetError
-from edgeq.formats import tflite_gelu, tflite_linear, tflite_moves, tflite_pointwise
+from edgeq.formats import tflite_linear, tflite_moves, tflite_pointwise
 from edgeq.formats.tflite_file import TfModel, TfOp, TfSignature, TfTensor
 from edgeq.formats.tflite_scribe import NHWC, SIGNED_OFFSET, Const, Held, Scribe, Weights, refused
+from edgeq.graph import gelu
 
 LAYOUT_KEY = "edgeq.layout"
 IMAGE_OPS = (
@@ -96,7 +97,7 @@ def convert(
     for node in graph:  # constants first: an operator may look at one that a later node makes
         if node.op_type == "DequantizeLinear" and scribe.const(node.inputs[0]) is not None:
             dequantize_linear(scribe, node)
-    gelus = tflite_gelu.find(scribe, graph)
+    gelus = gelu.find(graph, scribe.number)
     scribe.fused |= {inner for _, nodes in gelus.values() for inner in nodes}
     for node in graph:
         if node in scribe.fused or node.op_type == "Constant":

@@ -138,6 +138,11 @@ class Scribe:
         self.consts[value] = Const(str(value.name), np.asarray(array))
         return self.consts[value]
 
+    def number(self, value: ir.Value | None) -> float | None:
+        """The one number that a constant value is, else None."""
+        found = self.const(value)
+        return float(found.real().item()) if found is not None and found.array.size == 1 else None
+
     def ints(self, node: ir.Node, index: int) -> list[int] | None:
         """A constant integer operand such as axes or pads, None where it is absent."""
         if index >= len(node.inputs) or node.inputs[index] is None:

@@ -17,14 +17,15 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from edgeq.errors import ModelError
 from edgeq.graph.edit import constant, drop_unused_initializers, make_node, values_of
 from edgeq.intops.quant import Quant
-from edgeq.passes import integer_linear, integer_moves, integer_pointwise, integer_tables
+from edgeq.passes import integer_linear, integer_moves, integer_pointwise, integer_rows, integer_tables
 from edgeq.passes.integer_ends import DEQUANTIZE, FLOATS, QUANTIZE, floats, strip_ends
-from edgeq.passes.integer_writer import Codes, Const, Held, Rounding, Writer, refused
+from edgeq.passes.integer_writer import Codes, Const, Held, Rounding, Writer, flipped, refused
 
 HANDLERS: dict[str, Callable[[Writer, ir.Node], Held | None]] = {
     **integer_linear.OPS,
     **integer_moves.OPS,
     **integer_pointwise.OPS,
+    **integer_rows.OPS,
     **integer_tables.OPS,
 }
 
@@ -131,11 +132,6 @@ def dequantize(writer: Writer, node: ir.Node) -> None:
     writer.held[value] = Const(
         codes, scale.astype(np.float32), np.zeros(scale.shape, codes.dtype) if zero is None else zero, axis
     )
-
-
-def flipped(writer: Writer, value: ir.Value) -> ir.Value:
-    """int8 codes as uint8 ones 128 above, or those as uint8 bytes of int8 ones: the highest bit is turned."""
-    return writer.op("Add", [writer.cast(value, np.uint8), np.array(128, np.uint8)], np.uint8, value.shape)
 
 
 def _output(writer: Writer, index: int, value: ir.Value) -> None:

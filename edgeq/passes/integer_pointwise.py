@@ -1,11 +1,10 @@
-"""Add, Sub, Mul, Max, Min and Softmax of codes, in the arithmetic of `intops.elementwise` and `intops.softmax`."""
+"""Add, Sub, Mul, Max and Min of codes, in the arithmetic of `intops.elementwise`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -13,11 +12,10 @@ import onnx_ir as ir
 from edgeq.graph.edit import static_shape
 from edgeq.intops.elementwise import LEFT_SHIFT
 from edgeq.intops.quant import Quant, clamp_range
-from edgeq.intops.softmax import exp_table
-from edgeq.numerics.fixedpoint import multiplier, multiply, rounding_divide_by_pot
-from edgeq.passes.integer_linear import scaled, static_dimension
-from edgeq.passes.integer_tables import combined, fixed_output
-from edgeq.passes.integer_writer import Bounds, Codes, Const, Held, Input, Pending, Writer, all_codes, refused
+from edgeq.numerics.fixedpoint import multiplier, multiply
+from edgeq.passes.integer_linear import scaled
+from edgeq.passes.integer_tables import combined
+from edgeq.passes.integer_writer import Bounds, Codes, Const, Held, Pending, Writer, all_codes, refused
 
 U64 = np.uint64
 
@@ -147,86 +145,10 @@ def other(writer: Writer, node: ir.Node) -> Held:
     raise refused(node, "it is computed in integers only with one number, or of one value", "use Mul by a reciprocal")
 
 
-def softmax(writer: Writer, node: ir.Node) -> Held:
-    """Softmax over one axis by the reference kernel: tables of exp, a reciprocal by Newton steps for each row.
-
-    The output is 1/256 from the lowest code. Rows of 4096 or more overflow the sum's 32 bits and are refused.
-    """
-    x = writer.quantized(node.inputs[0], node)
-    if x.value.shape is None:
-        raise refused(node, "the shape of its input is not known", "run shape inference first")
-    axis = node.attributes.get_int("axis", -1) % len(x.value.shape)
-    length = static_dimension(x.value, axis)
-    if length is None or length >= 4096:
-        raise refused(node, f"its rows have {length or 'an unknown number of'} entries", "4095 at most are summed")
-    shape = x.value.shape
-    one = ir.Shape([1 if i == axis else d for i, d in enumerate(shape)])
-    exp = exp_table(x.quant.scale)
-    largest = writer.reduce("ReduceMax", x.value, [axis], np.uint8, shape=one)
-    difference = writer.op("Sub", [largest, x.value], np.uint8, shape)
-    numerator = writer.gather(exp.astype(U64), difference)
-    parts = writer.gather(rounding_divide_by_pot(exp, 12).astype(np.int32), difference)
-    row = Row(writer, one)
-    sums = row.op("Cast", [writer.reduce("ReduceSum", parts, [axis], np.int32, shape=one)], to=int(ir.DataType.INT64))
-    scale, power = row.reciprocal(sums)
-    # (s·n + 2^30) >> 31, then half up by 2^-(bits + 23): nothing here is negative
-    y = writer.op("Mul", [numerator, writer.cast(scale, U64)], U64, shape)
-    y = writer.op("Add", [y, np.array(1 << 30, U64)], U64, shape)
-    y = writer.op("BitShift", [y, np.array(31, U64)], U64, shape, direction="RIGHT")
-    half = row.op("Gather", [np.array([1 << max(e - 1, 0) for e in range(64)], np.int64), power])
-    y = writer.op("Add", [y, writer.cast(half, U64)], U64, shape)
-    y = writer.op("BitShift", [y, writer.cast(power, U64)], U64, shape, direction="RIGHT")
-    y = writer.op("Clip", [y, np.array(0, U64), np.array(255, U64)], U64, shape)
-    return Codes(writer.cast(y, np.uint8), fixed_output(x.quant, 256, 0))
-
-
-@dataclass(frozen=True)
-class Row:
-    """int64 arithmetic on what there is one of for each row: few elements, so that Div may do the shifts."""
-
-    writer: Writer
-    shape: ir.Shape
-
-    def op(self, op_type: str, inputs: Sequence[Input], **attributes: Any) -> ir.Value:
-        return self.writer.op(op_type, inputs, np.int64, self.shape, **attributes)
-
-    def shift(self, x: ir.Value, bits: int) -> ir.Value:
-        """x >> bits, towards minus infinity, for |x| < 2^62."""
-        up = self.op("Add", [x, np.array(1 << 62)])
-        return self.op("Sub", [self.op("Div", [up, np.array(1 << bits)]), np.array(1 << (62 - bits))])
-
-    def srdhm(self, a: ir.Value, b: ir.Value | np.ndarray) -> ir.Value:
-        """`fixedpoint.srdhm`: no product of two smallest numbers occurs, so that nothing saturates."""
-        return self.shift(self.op("Add", [self.op("Mul", [a, b]), np.array(1 << 30)]), 31)
-
-    def saturate(self, x: ir.Value) -> ir.Value:
-        return self.op("Clip", [x, np.array(-(2**31)), np.array(2**31 - 1)])
-
-    def reciprocal(self, total: ir.Value) -> tuple[ir.Value, ir.Value]:
-        """`softmax.reciprocal`, and the shift bits + 23 that follows it."""
-        w, one = self.writer, 1 << 29
-        powers = np.array([1 << b for b in range(32)])
-        # The bit length: how many powers of two are not above it, counted along a new last axis.
-        column = w.op("Unsqueeze", [total, np.array([-1])], np.int64)
-        above = w.op("GreaterOrEqual", [column, powers], np.bool_)
-        length = w.reduce("ReduceSum", w.op("Cast", [above], np.int64, to=int(ir.DataType.INT64)), [-1], np.int64,
-                          False, self.shape)  # fmt: skip
-        leading = self.op("Sub", [np.array(32), length])
-        normal = self.op("Mul", [total, self.op("Gather", [powers, leading])])
-        half = self.op("Div", [normal, np.array(2)])
-        x = self.op("Add", [self.srdhm(half, np.array(round(-32 / 17 * one))), np.array(round(48 / 17 * one))])
-        for _ in range(3):
-            rest = self.op("Sub", [np.array(one), self.srdhm(half, x)])
-            step = self.saturate(self.op("Mul", [self.srdhm(x, rest), np.array(4)]))
-            x = self.op("Add", [x, step])
-        return self.saturate(self.op("Mul", [x, np.array(2)])), self.op("Sub", [np.array(12 + 23), leading])
-
-
 OPS: dict[str, Callable[[Writer, ir.Node], Held]] = {
     "Add": total,
     "Sub": total,
     "Mul": product,
     **dict.fromkeys(("Max", "Min"), extreme),
     **dict.fromkeys(("Div", "Pow", "PRelu"), other),
-    "Softmax": softmax,
 }

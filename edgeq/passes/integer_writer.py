@@ -227,3 +227,8 @@ class Writer:
 def all_codes(quant: Quant) -> np.ndarray:
     """Every code there is, lowest first."""
     return np.arange(quant.lo, quant.hi + 1).astype(quant.dtype)
+
+
+def flipped(writer: Writer, value: ir.Value) -> ir.Value:
+    """int8 codes as uint8 ones 128 above, or those as uint8 bytes of int8 ones: the highest bit is turned."""
+    return writer.op("Add", [writer.cast(value, np.uint8), np.array(128, np.uint8)], np.uint8, value.shape)

@@ -122,8 +122,9 @@ def test_indices_and_shapes_stay_integers_of_their_own():
 
 
 REFUSED = {
-    "operator": (qdq("LayerNormalization", ["x", "s"], X, {"s": np.ones(4, np.float32)}, [OUT]),
-             "LayerNormalization 'op': it is not computed in integers"),
+    "operator": (qdq("Hardmax", ["x"], X, {}, [OUT]), "Hardmax 'op': it is not computed in integers"),
+    "other axes": (qdq("LayerNormalization", ["x", "s"], X, {"s": np.ones((2, 4), np.float32)}, [OUT], axis=0),
+                   "LayerNormalization 'op': it is normalized over the last axis alone"),
     "unquantized weight": (qdq("MatMul", ["x", "w"], X, {"w": np.ones((4, 3), np.float32)}, [OUT]),
                            "MatMul 'op': its weight is not quantized"),
     "scales along the sum": (qdq("MatMul", ["x", "w"], X, {"w": Weight(W["w"].codes, np.ones(4), axis=0)}, [OUT]),

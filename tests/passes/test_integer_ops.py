@@ -7,7 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeq.intops import concat, conv, elementwise, fully_connected, matmul, mean, pool, resize, softmax, tables
+from edgeq.intops import (
+    concat,
+    conv,
+    elementwise,
+    fully_connected,
+    layer_norm,
+    matmul,
+    mean,
+    pool,
+    resize,
+    softmax,
+    tables,
+)
 from edgeq.intops.quant import Quant
 from edgeq.intops.requantize import QuantizeParams, quantize
 from tests.intops.drawn import codes, quants
@@ -244,8 +256,7 @@ def test_softmax(data):
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     dtype, rounding = draw(DTYPES), draw(ROUNDINGS)
     quant, low = draw(quants(dtype)), int(np.iinfo(dtype).min)
-    length, axis = draw(st.sampled_from([(1, -1), (2, -1), (10, 1), (300, -1), (1500, -1)])), None
-    length, axis = length
+    length, axis = draw(st.sampled_from([(1, -1), (2, -1), (10, 1), (300, -1), (1500, -1)]))
     fixed = Quant(1 / 256, low, dtype)
     out = draw(st.sampled_from([fixed, Quant(0.003, low + 3, dtype)]))
     shape = (2, 3, length) if axis == -1 else (2, length, 3)
@@ -329,3 +340,21 @@ def test_codes_are_moved_as_they_are(name, dtype):
 
 def test_stored_codes_count_from_the_lowest():
     assert stored(np.array([-128, 0, 127], np.int8)).tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("length", [3, 16, 300])
+@DRAWN
+@given(data=st.data())
+def test_layer_normalizations(length, data):
+    draw = data.draw
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    dtype = draw(DTYPES)
+    quant, out = draw(quants(dtype)), Quant(2.0 ** draw(st.floats(-7, -3)), draw(quants(dtype)).zero_point, dtype)
+    gamma, beta = np.float32(rng.normal(1, 0.5, length)), np.float32(rng.normal(0, 1, length))
+    x = codes(rng, (2, 3, length), dtype)
+    x[0, 0] = x[0, 0, 0]  # a row without variance
+    epsilon = draw(st.sampled_from([1e-5, 1e-12, 1e-2]))
+    shape = {"x": (x.shape, quant)}
+    model = qdq("LayerNormalization", ["x", "g", "b"], shape, {"g": gamma, "b": beta}, [out], epsilon=epsilon)
+    want = layer_norm.layer_norm(x, layer_norm.LayerNormParams(quant, gamma, beta, out, float(np.float32(epsilon))))
+    np.testing.assert_array_equal(outputs(model, {"x": x})[0], want)
