@@ -9,11 +9,12 @@ import msgspec
 import numpy as np
 
 from edgeq import stats
-from edgeq.calibrate.collect import collect
+from edgeq.calibrate.collect import collect, needs_histogram
 from edgeq.data import BLOCK, Dataset, Feeds, open_data
 from edgeq.recipe import Preprocess, Recipe
-from edgeq.registry import load
+from edgeq.runners.cpu import CpuSession, open_session
 from edgeq.runners.feedback import with_state
+from edgeq.runners.glances import GlanceSession
 from edgeq.stats import Statistics
 
 
@@ -57,9 +58,12 @@ def chosen(data: Dataset, recipe: Recipe | Task) -> Dataset:
 def count(model: Path, task: Task, data: Dataset, progress: Callable[[int], None] = lambda _: None) -> Statistics:
     """Run the model on all of `data`. A stateful one takes its samples one after the other, whatever `threads` says."""
     # One sample a core beats all cores on one sample, and the reductions run in parallel too.
-    session = load("edgeq.runners", "cpu").open_session(model, threads=1)
+    names = {value: task.outputs.get(value, value) for value in task.calibrators}
+    parts = {names[v] for v, c in task.calibrators.items() if needs_histogram(c)}
+    kept = [names[v] for v in task.channels]
+    session = open_session(model, threads=1) if task.state else GlanceSession(model, names.values(), parts, kept)
     try:
-        running = with_state(session, model, task.state, show=True)
+        running = with_state(session, model, task.state, show=True) if isinstance(session, CpuSession) else session
         threads = 1 if task.state else task.threads
         summaries, seen = collect(running, data, task.calibrators, task.outputs, progress, threads, task.channels)
     finally:

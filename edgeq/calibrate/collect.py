@@ -11,18 +11,17 @@ from typing import Protocol
 import numpy as np
 
 from edgeq.calibrate.extrema import Extrema
+from edgeq.calibrate.glance import Glance, glance
 from edgeq.calibrate.histogram import Histogram
 from edgeq.calibrate.summary import Summary
 from edgeq.errors import CalibrationError
 from edgeq.registry import load
 
-SUBSAMPLE = 1 << 14  # elements a sample that feed a histogram; extrema see all of them
-
 
 class Runs(Protocol):
-    """The part of a runner's session that collection needs."""
+    """The part of a runner's session that collection needs: the outputs by name, or what is left of them."""
 
-    def run(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]: ...
+    def run(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray | Glance]: ...
 
 
 def collect(
@@ -41,7 +40,7 @@ def collect(
     exact, so the result doesn't depend on it. channels: values whose extrema are also kept for each index of the last
     axis. Raises CalibrationError for NaN among the inputs.
     """
-    wants_histogram = {v: "histogram" in load("edgeq.calibrate", c, "choose").NEEDS for v, c in calibrators.items()}
+    wants_histogram = {v: needs_histogram(c) for v, c in calibrators.items()}
     free: Queue[dict[str, Summary]] = Queue()
     parts: list[dict[str, Summary]] = [{} for _ in range(max(workers, 1))]
     for part in parts:
@@ -51,13 +50,13 @@ def collect(
         try:
             results = {**feeds, **session.run(feeds)}
             for value in calibrators:
-                array = results.pop((outputs or {}).get(value, value))
-                if array is None or array.size == 0:  # the branch that computes it was not taken
+                seen = results.pop((outputs or {}).get(value, value))
+                if isinstance(seen, np.ndarray) and seen.size == 0:  # the branch that computes it was not taken
                     continue
                 if value not in found:
                     extrema = Extrema(axis=-1 if value in channels else None)
                     found[value] = Summary(extrema, Histogram() if wants_histogram[value] else None)
-                found[value].update(array, stride(array.size))
+                found[value].add(seen if isinstance(seen, Glance) else glance(seen))
         finally:
             free.put(found)
 
@@ -81,9 +80,8 @@ def collect(
     return merged, count
 
 
-def stride(size: int) -> int:
-    """Every how many elements a histogram looks: odd, so that it doesn't fall in step with rows of even length."""
-    return max(size // SUBSAMPLE, 1) | 1 if size > 2 * SUBSAMPLE else 1
+def needs_histogram(calibrator: str) -> bool:
+    return "histogram" in load("edgeq.calibrate", calibrator, "choose").NEEDS
 
 
 def check_finite(feeds: Mapping[str, np.ndarray], index: int) -> None:

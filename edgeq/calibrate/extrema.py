@@ -8,6 +8,7 @@ commutative, averages included: sums of float32 are kept as whole numbers of 2**
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,8 +27,9 @@ _NO_AXIS = -(2**31)
 
 def _units(x: float) -> int:
     """A float32 as a whole number of 2**-149."""
-    numerator, denominator = float(x).as_integer_ratio()
-    return numerator * (_UNIT // denominator)
+    mantissa, exponent = math.frexp(x)
+    whole, shift = int(mantissa * 2**24), exponent - 24 + 149
+    return whole << shift if shift >= 0 else whole >> -shift  # what a subnormal loses there are zeros
 
 
 def _grid(fill: float, dtype: type) -> np.ndarray:
@@ -93,7 +95,7 @@ class Extrema:
         return lo, hi
 
     def update_range(self, lo: float, hi: float, count: int) -> None:
-        """Take a batch of `count` elements of which a runtime has already found the extrema, both within ±2**13.
+        """Take a batch of which a runtime has already found the extrema, both within ±2**13, and `count` elements.
 
         Where they are not (or are NaN), the values themselves are needed: use `update`. Raises ValueError then.
         """
@@ -101,13 +103,10 @@ class Extrema:
             raise ValueError(f"extrema {lo}, {hi} do not lie within ±{FAR:g}: give `update` the values")
         self.count += count
         self.near_lo, self.near_hi = min(self.near_lo, lo), max(self.near_hi, hi)
-        units = _units(lo), _units(hi)
-        self._average(*units, *units)
-
-    def _average(self, *sums: int) -> None:
         self.updates += 1
         self.near_updates += 1
-        self.sums = [a + b for a, b in zip(self.sums, sums, strict=True)]
+        units = _units(lo), _units(hi)
+        self.sums = [a + b for a, b in zip(self.sums, units * 2, strict=True)]
 
     def _update_far(self, x: np.ndarray) -> None:
         size = np.abs(x).reshape(-1)

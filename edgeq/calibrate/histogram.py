@@ -10,6 +10,7 @@ Values of 2**13 and more in magnitude go to bins of their own, so that an attent
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,18 +51,12 @@ class Bins:
 
     def add(self, x: np.ndarray, reach: float, weight: int = 1) -> None:
         """Count each of the finite float32 values of the 1-D `x`, all |x| <= reach, `weight` times."""
-        self.widen(int(np.frexp(reach)[1]) if reach else _LEAST_EXPONENT)
+        self.widen(math.frexp(reach)[1] if reach else _LEAST_EXPONENT)
         inverse = np.float32(1.0 / self.width)
-        scaled = np.empty(min(_CHUNK, x.size), np.float32)
-        index = np.empty(scaled.size, np.intp)
         for start in range(0, x.size, _CHUNK):
-            part = x[start : start + _CHUNK]
-            s, i = scaled[: part.size], index[: part.size]
-            np.multiply(part, inverse, out=s)
-            np.copyto(i, s, casting="unsafe")  # truncates toward 0
-            i += LIMIT - 1
-            counts = np.bincount(i, minlength=SIZE)
-            self.counts += counts if weight == 1 else counts * weight
+            index = (x[start : start + _CHUNK] * inverse).astype(np.int32)  # truncates toward 0
+            index += LIMIT - 1
+            np.add.at(self.counts, index, weight)
 
     def merge(self, other: Bins) -> None:
         self.widen(other.exponent)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgeq.calibrate.extrema import Extrema, trim_masks
+from edgeq.calibrate.glance import Glance, glance
 from edgeq.calibrate.histogram import LIMIT, Histogram
 from edgeq.types import Range
 
@@ -45,9 +46,18 @@ class Summary:
 
     def update(self, x: np.ndarray, stride: int = 1) -> None:
         """Take one sample or batch: all of it for the extrema, every `stride`-th element for the histogram."""
-        lo, hi = self.extrema.update(x)
+        if x.size:
+            self.add(glance(x, 1, stride))
+
+    def add(self, seen: Glance) -> None:
+        """Take what is left of one sample or batch."""
+        if seen.values is not None and not (seen.near and self.extrema.axis is None):
+            self.extrema.update(seen.values)
+        else:
+            looked_at = seen.part if seen.values is None else seen.values
+            self.extrema.update_range(seen.lo, seen.hi, max(looked_at.size, 1))
         if self.histogram is not None:
-            self.histogram.update(x.reshape(-1)[::stride], lo, hi, stride)
+            self.histogram.update(seen.part, seen.lo, seen.hi, seen.weight)
 
     def merge(self, other: Summary) -> None:
         """Add what `other` saw. Raises ValueError when only one of the two has a histogram."""

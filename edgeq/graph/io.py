@@ -87,6 +87,12 @@ def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
         ir.save(model, temporary, external_data=f"{path.name}.data" if big else None, size_threshold_bytes=1024)
 
 
+def save_graph(model: ir.Model, path: Path) -> None:
+    """Write a graph beside the external data that it was loaded with, which stays where it is."""
+    with replacing(path) as temporary:
+        ir.save(model, temporary)
+
+
 def files(path: str | os.PathLike[str]) -> list[Path]:
     """The model's file and every external data file that it names, in name order."""
     path = Path(path)

@@ -63,13 +63,14 @@ def processor() -> str:
 
 
 def open_session(model: Path, **given: Any) -> CpuSession:
-    """Options: optimization, threads, timeout, config (session config entries), and
-    keep: whether memory that an inference needed is kept for the next one, which is faster.
+    """Options: optimization, threads, timeout, config (session config entries),
+    keep: whether memory that an inference needed is kept for the next one, which is faster, and in_order: whether nodes
+    run in the order of the file.
 
     This runs in-process, and onnxruntime sees that its time is over when a node ends.
     Raises ModelError when onnxruntime refuses the model, RecipeError for an unknown option.
     """
-    chosen = options("cpu", given, {**COMMON, "config": {}, "save_optimized": "", "keep": True})
+    chosen = options("cpu", given, {**COMMON, "config": {}, "save_optimized": "", "keep": True, "in_order": False})
     return CpuSession(Path(model), chosen)
 
 
@@ -147,6 +148,8 @@ class CpuSession:
         chosen.enable_cpu_mem_arena = self._chosen["keep"]
         if self._chosen["save_optimized"]:
             chosen.optimized_model_filepath = self._chosen["save_optimized"]
+        if self._chosen["in_order"]:
+            chosen.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # all have the same priority
         try:
             return ort.InferenceSession(str(model), chosen, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has no common base for its errors

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgeq.calibrate.collect import SUBSAMPLE, collect, stride
+from edgeq.calibrate.collect import collect
 from edgeq.errors import CalibrationError
 
 
@@ -50,11 +50,3 @@ def test_nan_is_named_and_infinity_is_not_nan(dtype):
     samples[2]["x"][0, 7] = np.nan
     with pytest.raises(CalibrationError, match="sample 2 of the calibration data has NaN in input 'x'"):
         collect(Doubler(), samples, {"x": "minmax"})
-
-
-def test_the_stride_keeps_histograms_near_their_budget():
-    for size in (1, SUBSAMPLE, 2 * SUBSAMPLE, 2 * SUBSAMPLE + 1, 10**6, 123_456_789):
-        step = stride(size)
-        assert step == 1 or step % 2 == 1
-        assert size // step <= 2 * SUBSAMPLE
-        assert size // step >= min(size, SUBSAMPLE // 2)

@@ -1,0 +1,75 @@
+"""Extrema and a sample of a tensor, and how good a range the sample still chooses."""
+
+import numpy as np
+import pytest
+
+from edgeq import registry
+from edgeq.calibrate.glance import GROUP, SAMPLE, Glance, glance, stride
+from edgeq.calibrate.histogram import Histogram
+from edgeq.calibrate.summary import Summary
+from edgeq.numerics import affine
+from edgeq.types import QSpec
+
+
+def summary(*seen):
+    out = Summary(histogram=Histogram())
+    for one in seen:
+        out.add(one)
+    return out
+
+
+@pytest.mark.parametrize("size", [1, SAMPLE, 2 * SAMPLE - 1, 2 * SAMPLE, 10**6, 123_456_789])
+def test_the_sample_keeps_near_its_budget(size):
+    step = stride(size)
+    assert step % 2 == 1
+    assert size // step <= 2 * SAMPLE
+    assert size // step >= min(size, SAMPLE // 2)
+
+
+@pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 48, 40, 40), (1, 7, 12_345)])
+def test_a_glance_has_the_extrema_of_all_and_runs_of_neighbours(shape):
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    seen = glance(x)
+    assert (seen.lo, seen.hi) == (x.min(), x.max())
+    assert seen.near
+    rows = x.reshape(-1, GROUP if x.size % GROUP == 0 else 1)
+    np.testing.assert_array_equal(seen.part, rows[:: stride(x.size)])
+    assert summary(seen).extrema.count == x.size
+
+
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf, -1e4, 8192.0])
+def test_what_is_not_near_needs_its_values(odd):
+    x = np.array([1.0, odd, -2.0], np.float32)
+    seen = glance(x)
+    assert not seen.near
+    found, whole = summary(seen).state(), Summary(histogram=Histogram())
+    whole.update(x)
+    for key, array in whole.state().items():
+        np.testing.assert_array_equal(found[key], array, err_msg=key)
+    with pytest.raises(ValueError, match="give `update` the values"):
+        summary(Glance(seen.lo, seen.hi, seen.part))
+
+
+def loss(x, chosen, spec, p):
+    error = x - affine.fake_quantize(x, affine.qparams(chosen.lo, chosen.hi, spec))
+    return np.mean(np.abs(error).astype(np.float64) ** p)
+
+
+@pytest.mark.parametrize(("name", "p"), [("mse", 2.0), ("lp", 2.4), ("entropy", 2.0)])
+def test_the_sample_chooses_a_range_as_good_as_all_of_it(name, p):
+    """64 tensors of neighbours that are much alike: at most 1 dB is lost, 0.4 on average."""
+    rng, ratios = np.random.default_rng(1), []
+    module = registry.load("edgeq.calibrate", name)
+    for act in (lambda v: v, lambda v: np.maximum(v, 0), lambda v: v / (1 + np.exp(-v)), lambda v: v**3):
+        smooth = [np.repeat(rng.normal(scale=2, size=(32, 32, 16)), 4, axis=2) for _ in range(64)]
+        arrays = [act(s + 0.1 * rng.normal(size=s.shape)).astype(np.float32) for s in smooth]
+        seen = [glance(a) for a in arrays]
+        assert all(s.weight > 1 for s in seen)
+        part, whole = summary(*seen), summary(*(glance(a, 1, 1) for a in arrays))
+        assert (part.extrema.lo, part.extrema.hi) == (whole.extrema.lo, whole.extrema.hi)
+        everything = np.stack(arrays)
+        for spec in (QSpec("int8"), QSpec("uint8", symmetric=False)):
+            losses = [loss(everything, module.choose(s, spec), spec, p) for s in (part, whole)]
+            ratios.append(losses[0] / losses[1])
+    assert max(ratios) <= 1.26
+    assert np.mean(ratios) <= 1.1
