@@ -157,9 +157,13 @@ def _refused(specimen: Specimen, opset: int, folder: Path) -> str:
 
 def _rewritten(target: Target, runner: ModuleType, method: Method) -> list[Finding]:
     """The operators of a method that calibrates nothing, rewritten by its own pass."""
-    rules = [rule for rule in target.rule if rule.method == method and rule.role == "compute"]
+    rules = [rule for rule in target.rule if rule.method == method and rule.role in ("compute", "packed")]
     ops = dict.fromkeys(op for rule in rules for op in rule.ops)
-    specimens = [Specimen(name, ends="float") for name in OPERATORS if name in ops]
+    specimens = [
+        Specimen(name, ends="float")
+        for name, (inputs, _) in OPERATORS.items()
+        if name in ops and set(inputs.split()) & set(WEIGHTS)
+    ]
     if not specimens:
         return []
     model = model_of(specimens, target.opset)

@@ -14,7 +14,7 @@ import pytest
 from edgeq import target as targets
 from edgeq.errors import ToolError
 from edgeq.probe import cases, probe, probeable
-from edgeq.runners import arm64
+from edgeq.registry import load
 from edgeq.specimens import OPERATORS, feeds_of, model_of
 from edgeq.target import Rule
 from tests.require import require
@@ -33,9 +33,10 @@ def runs(findings, name, method="static", **wanted):
 
 @pytest.mark.parametrize("name", ["x86_64", "x86_64-avx2", "generic", "arm64"])
 def test_the_file_says_what_the_runtime_does(name):
-    if name == "arm64":
-        require("arm64", "edgeq doctor --install arm64", lambda: arm64.missing() is None)
-    found = probe(targets.load(name))
+    target = targets.load(name)
+    runner = load("edgeq.runners", target.runner)
+    require(target.runner, runner.missing() or "", lambda: runner.missing() is None)
+    found = probe(target)
     assert [(str(row.specimen), row.kernels, row.error) for row in found.disagreements] == []
     assert len(found.findings) > 120
     assert {row.specimen.op for row in found.findings} == {n.partition(":")[0] for n in OPERATORS} - {"Gather"}
@@ -52,6 +53,8 @@ def test_what_is_known_of_onnxruntime_is_found_again():
     for name in ("Tanh", "Sub", "Div", "HardSwish", "Resize:linear", "Pad", "LayerNormalization", "ConvTranspose"):
         assert runs(found, name) == {False}
     assert runs(found, "MatMul", "dynamic") == runs(found, "LSTM", "dynamic") == {True}
+    packed = [row for row in found if row.method == "weight_only"]
+    assert [(row.specimen.name, "MatMulNBits" in row.kernels) for row in packed] == [("Gemm", True), ("MatMul", True)]
     kernels = {row.specimen.name: row.kernels for row in found if row.integer and row.method == "static"}
     assert kernels["Add"] == ("QLinearAdd",)
 
