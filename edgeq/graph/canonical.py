@@ -1,6 +1,7 @@
 """Write the same computation in the one form that integer kernels exist for.
 
 * ReduceMean over all spatial axes of an image or volume becomes GlobalAveragePool (and a Flatten without keepdims).
+* MatMul of matrices and a constant bias behind it become Gemm (onnxruntime makes that of it too, but then in float).
 * Gemm's constant alpha and beta go into its weight and bias, and a bias that is no constant vector becomes an Add.
 """
 
@@ -9,7 +10,16 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from edgeq.graph.edit import Names, add_initializer, all_graphs, constant, make_node, rank, replace
+from edgeq.graph.edit import (
+    Names,
+    add_initializer,
+    all_graphs,
+    constant,
+    make_node,
+    rank,
+    replace,
+    sole_consumer,
+)
 
 
 def canonicalize(model: ir.Model) -> bool:
@@ -21,6 +31,8 @@ def canonicalize(model: ir.Model) -> bool:
                 changed |= _mean(node, graph, names)
             elif node.domain == "" and node.op_type == "Gemm":
                 changed |= _gemm(node, graph, names)
+            elif node.domain == "" and node.op_type == "MatMul":
+                changed |= _matmul(node, graph)
     return changed
 
 
@@ -56,6 +68,25 @@ def _mean(node: ir.Node, graph: ir.Graph, names: Names) -> bool:
         )
         graph.insert_before(node, last)
     replace(node, last.outputs[0])
+    return True
+
+
+def _matmul(node: ir.Node, graph: ir.Graph) -> bool:
+    weight, add = constant(node.inputs[1]), sole_consumer(node.outputs[0])
+    if add is None or add.op_type != "Add" or add.domain != "" or add.graph is not graph:
+        return False
+    source = node.inputs[0]
+    bias = add.inputs[1] if add.inputs[0] is node.outputs[0] else add.inputs[0]
+    array = constant(bias)
+    if weight is None or weight.ndim != 2 or rank(source) != 2 or source is None or source.dtype != ir.DataType.FLOAT:
+        return False
+    if bias is None or array is None or array.shape != (weight.shape[1],):
+        return False
+    out = add.outputs[0]
+    gemm = make_node("Gemm", [source, node.inputs[1], bias], out.name or "", out.dtype, out.shape, name=node.name or "")
+    graph.insert_before(add, gemm)
+    replace(add, gemm.outputs[0])
+    graph.remove(node, safe=True)
     return True
 
 

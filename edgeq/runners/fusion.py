@@ -45,10 +45,15 @@ def placement(model: Path, target: Target) -> Placement:
             by_name[node.name or ""] = kind
             for output in node.outputs:
                 by_name.setdefault(f"output {output.name}", kind)
+            # A node that took others in (MatMul and Add became a Gemm) has neither name; it still reads the weight.
+            if node.op_type in ALL_FLOAT_FORMS and len(node.inputs) > 1 and node.inputs[1] is not None:
+                by_name.setdefault(f"weight {node.inputs[1].name}", kind)
     wrong = []
     for node in quantized_nodes(io.load(model), target):
         forms = FLOAT_FORMS.get(node.op_type, {node.op_type})
-        seen = by_name.get(node.name or "") or by_name.get(f"output {node.outputs[0].name}")
+        names = [node.name or "", f"output {node.outputs[0].name}"]
+        names += [f"weight {node.inputs[1].name}"] if len(node.inputs) > 1 and node.inputs[1] is not None else []
+        seen = next((by_name[name] for name in names if name in by_name), "")
         if seen in forms:
             wrong.append(node.name or "")
     return Placement(dict(sorted(kernels.items())), tuple(wrong))

@@ -40,6 +40,17 @@ def test_planted(tmp_path, body, zero, kind, named):
     assert placed(tmp_path, body, zero, outputs, kind)[1] == named
 
 
+def test_a_node_that_another_took_in_is_named_too(tmp_path):
+    """onnxruntime makes a Gemm of MatMul and Add, and keeps the name of neither."""
+    body = "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) w = DequantizeLinear(wq, ws, wz) "
+    body += "m = MatMul(d, w) y = Add(m, bias)"
+    weights = {"wq": np.arange(-32, 32, dtype=np.int8).reshape(8, 8), "bias": np.arange(8, dtype=np.float32)}
+    weights |= {"ws": np.float32(0.01), "wz": np.int8(0), "s": np.float32(0.05), "z": np.uint8(128)}
+    found = placement(save(tmp_path, text(body, "float[4,8] x"), weights), TARGET)
+    assert found.kernels["Gemm"] == 1
+    assert found.float == ("MatMul_3",)
+
+
 def test_verify_names_it(tmp_path):
     path, _ = placed(tmp_path, f"{QX} a = Conv(d, w) f = Tanh(a) b = Add(a, f) {END}", 128)
     np.savez(tmp_path / "data.npz", x=draw(2, 4, 8, 8))
