@@ -22,7 +22,7 @@ from edgeq.coverage import Coverage, coverage
 from edgeq.data import Dataset, open_data
 from edgeq.data.images import resolve
 from edgeq.datafree import batch_moments
-from edgeq.errors import RecipeError, TargetError
+from edgeq.errors import RecipeError, TargetError, ToolError
 from edgeq.graph import io
 from edgeq.graph.prepare import prepare
 from edgeq.graph.shapes import fix_shapes
@@ -52,6 +52,7 @@ REWRITES: dict[Method, str] = {
     "dynamic": "dynamic",
     "weight_only": "weight_only",
     "float16": "float16",
+    "float32": "",
 }
 """The pass of `edgeq/passes` that writes a plan of each method into the graph."""
 
@@ -127,8 +128,11 @@ def quantize(
             load("edgeq.passes", name, "rewrite").rewrite(found)
         progress("save", 0, None)
         _finish(found)
-        write = load("edgeq.formats", f"{aim.format}_artifact", "write").write
-        artifact = write(found, work, path)
+        write = partial(
+            load("edgeq.formats", f"{aim.format}_artifact", "write").write,
+            folder=work, source=path, method=chosen.method,
+        )  # fmt: skip
+        artifact = write(found)
         verification, kept = None, golden.Golden()
         if check and held_out is not None:
             verification = verify_files(
@@ -146,10 +150,11 @@ def quantize(
                 progress=progress,
             )
         if chosen.integer_io:  # the ends are exact: what was verified with float ones holds for codes
-            artifact = write(strip_ends(found), work, path)
+            artifact = write(strip_ends(found))
             kept.samples = [(as_codes(found, fed), as_codes(found, answer)) for fed, answer in kept.samples]
         if verification is not None:
             golden.save(kept, work / golden.NAME)
+        evidence = _compile(aim, artifact, evidence)
         (work / "recipe.toml").write_text(recipes.dump(chosen))
         report = reports.build(path, artifact, aim, chosen, final, evidence, verification)
         (work / "report.json").write_bytes(dump(report))
@@ -287,9 +292,22 @@ def _quantize(
     warnings = ("calibrated on made-up data: measure the artifact on real samples",) if ways.data_free else ()
     evidence = Evidence(drawn(prepared, made), ranges(made, limited, solution.groups), about, warnings)
     store_tables(prepared, made, solution)
-    rewrite = load("edgeq.passes", REWRITES[recipe.method], "apply").apply
-    rewritten = rewrite(prepared, made, solution, target)
+    rewriting = target.rewrites.get(recipe.method, REWRITES[recipe.method])
+    rewritten = prepared
+    if rewriting:
+        rewritten = load("edgeq.passes", rewriting, "apply").apply(prepared, made, solution, target)
     return integer_only(rewritten, recipe.rounding) if recipe.integer_only else rewritten, made, evidence
+
+
+def _compile(target: Target, artifact: Path, evidence: Evidence) -> Evidence:
+    """With the figures of the target's compiler, or a warning where that is missing or declines."""
+    if not target.compiler:
+        return evidence
+    try:
+        made = load("edgeq.formats", target.compiler, "compile").compile(artifact, target.compiler_options)
+    except ToolError as error:
+        return replace(evidence, warnings=(*evidence.warnings, str(error)))
+    return replace(evidence, compiled=made)
 
 
 def _count(progress: Progress, step: str, total: int, done: int) -> None:

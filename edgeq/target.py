@@ -26,7 +26,7 @@ import msgspec
 from edgeq.errors import RecipeError, TargetError
 from edgeq.types import INT_RANGES, Granularity, PerBlock, PerChannel, PerTensor, QSpec
 
-Method = Literal["static", "dynamic", "weight_only", "float16"]
+Method = Literal["static", "dynamic", "weight_only", "float16", "float32"]
 
 
 class TypeRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -107,6 +107,8 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
     runner: the module of `edgeq/runners` that executes its artifacts, empty when only a device does; stand_in: the
     runner that verifies where that one is not installed. format: `edgeq/formats/FORMAT_artifact.py` writes them.
+    rewrites: method → the pass that writes its plan, empty for none, where that is not the usual one. compiler: a
+    module of `edgeq/formats` with `compile(artifact, options)`, whose figures the report shows.
     refuse_method: method → why this target is never given it. static_shapes: every input has a fixed shape.
     dedicated_pairs: each reader gets a Q-DQ pair of its own.
     cpu_kernels: it is onnxruntime's CPU provider, so placement can be read in the graph that this one optimizes.
@@ -126,6 +128,9 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     opset: int = 17
     runner_options: dict[str, str] = {}
     session_config: dict[str, str] = {}
+    rewrites: dict[Method, str] = {}
+    compiler: str = ""
+    compiler_options: dict[str, str] = {}
     refuse_method: dict[Method, str] = {}
     static_shapes: bool = False
     cpu_kernels: bool = True

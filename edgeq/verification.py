@@ -48,10 +48,10 @@ def verify_files(
     """
     left, right = Path(reference), Path(quantized)
     aim, *more = [targets.load(name) for name in target.split(",")] if isinstance(target, str) else [target]
-    source, made = io.load(left), io.load(right)
+    source, made = io.load(left), io.load(right) if right.suffix != ".tflite" else None
     asked = recipe if isinstance(recipe, Recipe) else Recipe() if recipe is None else recipes.load(recipe)
     dataset = open_data(data, io.input_shapes(source), asked.preprocess, [into for _, into in asked.state])
-    missing = [n for n in io.input_shapes(made) if n not in io.input_shapes(source)]
+    missing = [n for n in io.input_shapes(made) if n not in io.input_shapes(source)] if made is not None else []
     if missing:
         raise ModelError(f"{right}: has input {missing[0]!r}, which {left} does not: these are different models")
 
@@ -65,7 +65,7 @@ def verify_files(
         labels=labels,
         metric=metric,
         budget=budget,
-        layers=shared_layers(source, made),
+        layers=shared_layers(source, made) if made is not None else (),
         layers_on_failure=not layers,
         state=asked.state,
         keep=keep,

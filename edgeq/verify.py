@@ -93,7 +93,10 @@ def verify(
             missed = _failures(column.outputs(), column.judged.result(data.extras), budgeted)
             failures += tuple(f"{column.place.name}: {line}" for line in missed)
         matrix = rows(columns, quantized, data.take(LEVEL_SAMPLES), data.extras, fed) if places else ()
-        levels, level_warnings = _levels(quantized, float_session, data, target, threads, fed)
+        levels: dict[str, float | None] = {}
+        level_warnings: list[str] = []
+        if quantized.suffix == ".onnx":  # the levels are onnxruntime's
+            levels, level_warnings = _levels(quantized, float_session, data, target, threads, fed)
     warnings += level_warnings
     for output in found:
         if output.lost_slices:

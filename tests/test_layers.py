@@ -50,7 +50,7 @@ SIDEWAYS = (
     ("verify", "matrix", "scores", "report"),
     ("package", "report"),
     ("bench", "report"),
-    ("export", "runners"),
+    ("export", "runners", "formats"),
     ("planner", "islands", "eligible", "plan"),
     ("planner", "saturation", "plan"),
     ("solve", "sums", "plan"),

@@ -7,11 +7,12 @@ from pathlib import Path
 import onnx_ir as ir
 
 from edgeq.graph import io
+from edgeq.target import Method
 
 NAME = "model.onnx"
 
 
-def write(model: ir.Model, folder: Path, source: Path) -> Path:
+def write(model: ir.Model, folder: Path, source: Path, method: Method) -> Path:
     """Write the quantized model into `folder`, checked as it was written; `source` names it in errors."""
     artifact = folder / NAME
     io.save(model, artifact)

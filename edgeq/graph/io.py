@@ -94,8 +94,10 @@ def save_graph(model: ir.Model, path: Path) -> None:
 
 
 def files(path: str | os.PathLike[str]) -> list[Path]:
-    """The model's file and every external data file that it names, in name order."""
+    """The model's file and every external data file that it names, in name order; a .tflite file names none."""
     path = Path(path)
+    if path.suffix == ".tflite":
+        return [path]
     beside = {Path(t.path) for t in _tensors(load(path)) if isinstance(t, ir.ExternalTensor)}
     return [path, *sorted(beside)]
 

@@ -49,6 +49,7 @@ def build(
         verification=verification,
         graph=evidence.graph,
         ranges=evidence.ranges,
+        compiled=evidence.compiled,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,12 +19,15 @@ BINS = 32
 
 @dataclass(frozen=True)
 class Evidence:
-    """graph, ranges: see `Report`. calibration: what to say of the data. warnings: what to beware of in it."""
+    """graph, ranges: see `Report`. calibration: what to say of the data. warnings: what to beware of in it.
+    compiled: figures of the target's compiler.
+    """
 
     graph: tuple[DrawnNode, ...]
     ranges: tuple[ActivationRange, ...]
     calibration: dict[str, Any]
     warnings: tuple[str, ...] = ()
+    compiled: dict[str, Any] = field(default_factory=dict)
 
 
 def drawn(model: ir.Model, plan: Plan) -> tuple[DrawnNode, ...]:

@@ -17,7 +17,13 @@ from pathlib import Path
 from edgeq.errors import EdgeqError
 
 SUFFIX = ".edgeq"
-MAYBE = ("model.onnx.data", "golden.npz")  # an earlier run's must not stay beside an artifact that has none
+MAYBE = (
+    "model.onnx",
+    "model.onnx.data",
+    "model.tflite",
+    "model_vela.tflite",
+    "golden.npz",
+)  # an earlier run's must not stay beside an artifact that has none
 
 
 @contextmanager

@@ -164,6 +164,8 @@ class Bench(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
+    """compiled: figures of the target's compiler, such as an NPU's; empty without one."""
+
     model: FileInfo
     artifact: FileInfo
     target: str
@@ -178,6 +180,7 @@ class Report(msgspec.Struct, frozen=True):
     verification: Verification | None = None
     graph: tuple[DrawnNode, ...] = ()
     ranges: tuple[ActivationRange, ...] = ()
+    compiled: dict[str, Any] = {}
     schema_version: Literal[1] = 1
 
 

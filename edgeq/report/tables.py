@@ -56,7 +56,12 @@ def result_table(report: Report, folder: Path) -> list[Any]:
     rows.append((kind, f"{count} of {nodes.total}; {len(nodes.float)} run in float, see report.json"))
     if report.runtime:
         rows.append(("verified on", f"{report.runtime.name} {report.runtime.version}"))
-    rows.append(("artifact", str(folder / "model.onnx")))
+    if report.compiled:
+        c = report.compiled
+        share = f"{c['npu_operators']} of {c['npu_operators'] + c['cpu_operators']} operators"
+        costs = f"{c['sram_kib']:.1f} KiB SRAM, {c['cycles']:,} cycles"
+        rows.append((f"{c['compiler']}, {c['accelerator']}", f"{share} on the NPU, {costs}"))
+    rows.append(("artifact", str(folder / report.artifact.file)))
     return [table(f"{report.model.file} for {report.target}", ("", ""), rows), *_warnings(report.warnings)]
 
 
