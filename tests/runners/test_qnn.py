@@ -5,10 +5,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from edgeq import pipeline
 from edgeq.errors import ToolError
 from edgeq.runners import qnn
+from edgeq.verification import verify_files
 from tests.require import require
 from tests.runners import tiny
+from tests.runners.test_same_bits import BUILDERS
 
 
 def test_not_installed_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,6 +38,25 @@ def test_the_whole_graph_runs_on_the_simulator(tmp_path: Path) -> None:
         assert steps.max() <= 1
         assert (steps != 0).mean() < 0.1
     assert session.report["placement"] == {qnn.PROVIDER: 1}  # one compiled graph
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_whole_models_run_on_the_simulator(name: str, tmp_path: Path) -> None:
+    """The target's artifact as one compiled graph; as good an answer as onnxruntime's CPU makes of it."""
+    present()
+    model = tmp_path / "float.onnx"
+    array = BUILDERS[name](model)
+    entry = onnx.load(model).graph.input[0].name
+    shapes = ((entry, array[:1].shape),)
+    artifact = pipeline.quantize(model, "qnn", {entry: array}, tmp_path / "out", shapes=shapes, check=False).artifact
+    feeds = [{entry: array[i : i + 1]} for i in range(4)]
+    here, there = verify_files(model, artifact, "x86_64,qnn", feeds, strict=True).matrix
+    assert there.stand_in is None
+    (ours,), (theirs,) = here.outputs, there.outputs
+    assert (theirs.sqnr_db or 0) > (ours.sqnr_db or 0) - 3
+    session = qnn.open_session(artifact, proof=True)
+    session.run(feeds[0])
+    assert session.report["placement"] == {qnn.PROVIDER: 1}
 
 
 def test_a_node_that_it_lacks_is_refused_and_not_run_elsewhere(tmp_path: Path) -> None:
