@@ -37,8 +37,8 @@ class Ways:
     """How statistics are come by. workers: processes; dask: a scheduler's address, whose workers run instead.
 
     stats: a file of them to use in place of data. save_stats: a file to write them to. moments: of the model's
-    BatchNormalizations, to run it on made-up data (`edgeq.datafree`). keep: a folder for finished layers, of weight-only
-    quantization, so that a run that was cut off goes on where it was.
+    BatchNormalizations, to run it on made-up data (`edgeq.datafree`). keep: a folder for finished layers, of
+    weight-only quantization, so that a run that was cut off goes on where it was.
     """
 
     workers: int = 1
