@@ -16,6 +16,7 @@ from onnx_ir.passes.common import NameFixPass, TopologicalSortPass
 from edgeq import golden
 from edgeq import recipe as recipes
 from edgeq import target as targets
+from edgeq.allocation import allocated
 from edgeq.calibrate.summary import Summary
 from edgeq.costs import costly_joins
 from edgeq.coverage import Coverage, coverage
@@ -89,6 +90,8 @@ def quantize(
     stats: str | os.PathLike[str] | None = None,
     save_stats: str | os.PathLike[str] | None = None,
     keep: str | os.PathLike[str] | None = None,
+    bpw: float | None = None,
+    max_bytes: int | None = None,
     recorded: Path | None = None,
     data_free: bool = False,
     progress: Progress = silent,
@@ -99,7 +102,7 @@ def quantize(
     target: by default the recipe's. calib: see `edgeq.data.open_data`; only the static method needs it.
     eval_data: what to verify on, by default `calib`. check: whether to verify. layers: measure every layer too.
     workers, dask, stats, save_stats, keep: see `edgeq.observation.Ways`. recorded: see `edgeq.verify`.
-    data_free: calibrate on made-up data.
+    data_free: calibrate on made-up data. bpw, max_bytes: see `edgeq.allocation`.
     settings: fields of the recipe, which win over `recipe`'s; None leaves one as it is.
     Raises an EdgeqError, and then leaves nothing behind.
     """
@@ -123,6 +126,8 @@ def quantize(
         held_out = held_out or data
         progress("prepare", 0, None)
         prepared_path, prepared = _prepare(source, aim, chosen, work)
+        if bpw is not None or max_bytes is not None:
+            chosen = allocated(chosen, prepared, aim, data, work, bpw, max_bytes, progress)
         found, final, evidence = _quantize(prepared, prepared_path, aim, chosen, data, work, ways, progress)
         for name in aim.passes_after:
             load("edgeq.passes", name, "rewrite").rewrite(found)

@@ -17,7 +17,7 @@ FLOORS = (
     {"__init__", "__main__", "cli", "pytest_plugin"},
     {"gate"},
     {"pipeline"},
-    {"observation", "workers", "shards", "layerwise", "verification", "probe"},
+    {"observation", "workers", "shards", "layerwise", "allocation", "verification", "probe"},
     {"package", "verify", "matrix", "scores", "bench", "report", "search"},
     {"runners", "export", "train", "formats"},
     {"passes"},
@@ -47,6 +47,7 @@ LEVEL = {unit: -depth for depth, floor in enumerate(FLOORS) for unit in floor}
 SIDEWAYS = (
     ("__main__", "cli", "__init__"),
     ("observation", "workers", "shards"),
+    ("allocation", "layerwise", "shards"),
     ("verify", "matrix", "scores", "report"),
     ("package", "report"),
     ("bench", "report"),

@@ -42,6 +42,8 @@ def quantize(
         typer.Option("--sequential/--at-once", help="Solve packed weights on what quantized layers before give."),
     ] = None,
     keep: Annotated[Path | None, typer.Option(help="Folder of finished layers, to go on after a kill.")] = None,
+    bpw: Annotated[float | None, typer.Option(help="Bits a packed weight, on average: layers share them out.")] = None,
+    max_bytes: Annotated[int | None, typer.Option(help="Bytes of the artifact, in place of --bpw.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe.toml; options given beside it win.")] = None,
     shape: Shapes = [],  # noqa: B006
     integer_only: Annotated[
@@ -85,6 +87,8 @@ def quantize(
             block=block,
             sequential=sequential,
             keep=keep,
+            bpw=bpw,
+            max_bytes=max_bytes,
             shapes=shapes_of(shape),
             integer_only=integer_only,
             integer_io=integer_io,

@@ -1,6 +1,6 @@
 """A weight as output channels by input features, whatever its layout: what every algorithm that uses statistics sees.
 
-y = x Wᵀ,  W (N, K)        E ‖(W - W') x‖² = tr (W - W') H (W - W')ᵀ,  H = E x xᵀ = gram / count
+    y = x Wᵀ,  W (N, K)        E ‖(W - W') x‖² = tr (W - W') H (W - W')ᵀ,  H = E x xᵀ = gram / count
 """
 
 from __future__ import annotations
@@ -45,6 +45,19 @@ class Rows:
             scale, zero = scale[:, :1], zero[:, :1]
         scale = np.ascontiguousarray(scale, np.float32).reshape(shape)
         return QTensor(data, QParams(scale, np.ascontiguousarray(zero, np.int32).reshape(shape), self.spec))
+
+    def grids(self, params: QParams) -> tuple[np.ndarray, np.ndarray]:
+        """Copies of scale, float32, and zero point, both (groups, N): the inverse of what `pack` does to them."""
+        groups, n = len(self.x) // self.group, self.x.shape[1]
+        found = []
+        for p in (params.scale, params.zero_point):
+            columns = p.T if isinstance(self.spec.granularity, PerBlock) and self.axis == 1 else p
+            found.append(np.array(np.broadcast_to(columns, (groups, n))))
+        return found[0], found[1]
+
+    def spread(self, f: np.ndarray) -> np.ndarray:
+        """A number a feature, (K,), in a shape that broadcasts against the weight."""
+        return f[:, None] if self.axis == 0 else f
 
     def _layout(self, x: np.ndarray) -> np.ndarray:
         """(K, N) as the weight lies."""

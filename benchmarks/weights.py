@@ -1,0 +1,211 @@
+"""Weights below 8 bits on a language model: `python -m benchmarks.weights [--rows PATTERN] [--windows 100]`.
+
+tinypy is quantized by every method in several formats, edgeq's beside onnxruntime's own, each in a process of its own,
+and measured in onnxruntime: bits per byte over the first windows of held-out text (lower is better; float 1.1986), the
+file's bytes, the seconds and peak memory of quantizing. Data is text that the model was trained on; what edgeq's
+methods do by default was chosen on other windows than those reported. `±` is the standard error, over the windows, of
+the difference to float.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import hashlib
+import json
+import runpy
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.latency import machine
+from benchmarks.measure import peak_rss, session
+from sample_models import tinypy
+
+ROOT = Path(__file__).resolve().parents[1]
+HEADINGS = ("format", "method", "bits/byte", "±", "loss", "bytes", "seconds", "peak MB")
+INT4, CHANNEL, INT2 = "int4 block 32", "int4 per channel", "int2 block 32"
+OURS = {
+    INT4: ("--bits", "4", "--block", "32"),
+    CHANNEL: ("--bits", "4", "--block", "0"),
+    INT2: ("--bits", "2", "--block", "32"),
+    "int2 block 16 (3.0 bpw)": ("--bits", "2", "--block", "16"),
+    "int4 block 128": ("--bits", "4", "--block", "128"),
+    "3.0 bpw": ("--bpw", "3.0"),
+    "3.5 bpw": ("--bpw", "3.5"),
+    "4.0 bpw": ("--bpw", "4.0"),
+}
+EVERY = (INT4, CHANNEL, INT2)
+METHODS = {
+    "rtn": EVERY,
+    "mse": EVERY,
+    "hqq": EVERY,
+    "awq": EVERY,
+    "adaround": EVERY,
+    "gptq --at-once": EVERY,
+    "gptq": tuple(OURS),
+}
+PEERS = {
+    "default": {
+        INT4: (4, 32),
+        CHANNEL: (4, 0),
+        INT2: (2, 32),
+        "int2 block 16 (3.0 bpw)": (2, 16),
+        "int4 block 128": (4, 128),
+    },
+    "rtn": {INT4: (4, 32)},
+    "hqq": {INT4: (4, 32), INT2: (2, 32)},
+    "k_quant": {INT4: (4, 32)},
+    "gptq": {INT4: (4, 32)},
+}
+
+
+@dataclass
+class Row:
+    """bits: per byte, mean of the windows. error: of the difference to float. failed: why there is no value."""
+
+    format: str
+    method: str
+    bits: float | None = None
+    error: float | None = None
+    loss: float | None = None
+    size: int | None = None
+    seconds: float | None = None
+    peak: int | None = None
+    failed: str = ""
+
+
+def training_windows(count: int) -> np.ndarray:
+    """int64 [count, 512] of the standard library's part of the training text, spread evenly over it."""
+    files = runpy.run_path(str(tinypy.FOLDER / "make_corpus.py"))["files"]
+    texts = {text: None for _, held, text in files(sysconfig.get_path("stdlib"), "/nowhere") if not held}
+    usable = sorted(
+        (t for t in texts if 400 <= len(t) <= 400_000 and t.isascii()), key=lambda t: hashlib.sha1(t).digest()
+    )
+    joined = np.frombuffer(b"\0".join(usable), np.uint8).astype(np.int64)
+    starts = np.linspace(0, len(joined) - tinypy.CONTEXT, count).astype(np.int64)
+    return joined[starts[:, None] + np.arange(tinypy.CONTEXT)]
+
+
+def losses(model: Path, indices: range, threads: int) -> np.ndarray:
+    """Bits per byte of each window."""
+    running = session(model, threads, spinning=False)
+    tokens, target = tinypy.windows(indices)
+    found = []
+    for t, y in zip(tokens, target, strict=True):
+        found.append(tinypy.bits(running.run(["logits"], {"tokens": t[None]})[0], y[None]) / y.size)
+    return np.array(found)
+
+
+def command(row: Row, model: Path, calib: Path, folder: Path) -> tuple[list[str], Path]:
+    """What quantizes, and where the artifact will lie."""
+    if row.method.startswith("ort "):
+        name = row.method.removeprefix("ort ")
+        bits, block = PEERS[name][row.format]
+        out = folder / "peer.onnx"
+        return [
+            sys.executable,
+            "-m",
+            "benchmarks.peers.ort_nbits",
+            *map(str, (model, calib, out, name, bits, block)),
+        ], out
+    weight, *options = row.method.split()
+    ours = [
+        sys.executable,
+        "-m",
+        "edgeq",
+        "quantize",
+        str(model),
+        "-t",
+        "generic",
+        "-o",
+        str(folder / "out"),
+        "--quiet",
+    ]
+    ours += ["--method", "weight_only", "--weight", weight, *options, *OURS[row.format], "--no-verify"]
+    return [*ours, "--calib", str(calib)], folder / "out" / "model.onnx"
+
+
+def measure(row: Row, model: Path, calib: Path, indices: range, reference: np.ndarray, threads: int) -> Row:
+    """The row with its values, or with why there are none."""
+    with tempfile.TemporaryDirectory() as folder:
+        line, artifact = command(row, model, calib, Path(folder))
+        cost = peak_rss(line, threads=threads, extra_env={"PYTHONPATH": str(ROOT)})
+        row.seconds, row.peak = cost.seconds, cost.peak_rss
+        if cost.error:
+            row.failed = cost.error
+            return row
+        row.size = sum(p.stat().st_size for p in artifact.parent.glob(f"{artifact.name}*"))
+        found = losses(artifact, indices, threads)
+    difference = found - reference
+    row.bits, row.loss = float(found.mean()), float(difference.mean())
+    row.error = float(difference.std(ddof=1) / np.sqrt(len(difference)))
+    return row
+
+
+def wanted(pattern: str) -> Iterator[Row]:
+    """The rows whose `format / method` matches the pattern, format by format."""
+    for name in OURS:
+        methods = [m for m, formats in METHODS.items() if name in formats]
+        methods += [f"ort {m}" for m, formats in PEERS.items() if name in formats]
+        yield from (Row(name, m) for m in methods if fnmatch.fnmatch(f"{name} / {m}", pattern))
+
+
+def cells(row: Row) -> list[str]:
+    if row.failed:
+        return [row.format, row.method, "failed", *["-"] * 3, "-" if row.size is None else f"{row.size:,}", "-", "-"][
+            :8
+        ]
+    numbers = (row.bits, row.error, row.loss, row.size, row.seconds, row.peak)
+    if any(n is None for n in numbers):
+        return [row.format, row.method, *["-"] * 6]
+    return [
+        row.format, row.method, f"{row.bits:.4f}", f"{row.error:.4f}", f"{row.loss:+.4f}", f"{row.size:,}",
+        f"{row.seconds:.0f}", f"{(row.peak or 0) / 1e6:.0f}",
+    ]  # fmt: skip
+
+
+def table(found: Sequence[Row]) -> Table:
+    shown = Table(title="tinypy, weight-only, onnxruntime CPU", caption=machine())
+    for heading in HEADINGS:
+        shown.add_column(heading, justify="left" if heading in HEADINGS[:2] else "right")
+    for index, row in enumerate(found):
+        shown.add_row(*cells(row), end_section=index + 1 == len(found) or found[index + 1].format != row.format)
+    return shown
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table. Returns 1 when edgeq failed in a row: a peer's failure is a result."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.weights", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", default="*", help="pattern over `format / method`")
+    parser.add_argument("--windows", type=int, default=100, help="how many of the held-out text are reported")
+    parser.add_argument("--skip", type=int, default=0, help="the first window; 100 leaves out those that are reported")
+    parser.add_argument("--calib", type=int, default=128, help="training windows that calibrate")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="also write every number there, after each row")
+    args = parser.parse_args(argv)
+    indices, found = range(args.skip, args.skip + args.windows), []
+    console = Console(stderr=True)
+    with tempfile.TemporaryDirectory() as folder:
+        model, calib = tinypy.build(Path(folder) / "tinypy.onnx"), Path(folder) / "calib.npz"
+        np.savez(calib, tokens=training_windows(args.calib))
+        reference = losses(model, indices, args.threads)
+        found.append(Row("float32", "", float(reference.mean()), 0.0, 0.0, model.stat().st_size, 0.0, 0))
+        for row in wanted(args.rows):
+            found.append(measure(row, model, calib, indices, reference, args.threads))
+            console.print(" ".join(cells(row)), row.failed, style="dim", highlight=False)
+            if args.json:
+                args.json.write_text(json.dumps([asdict(r) for r in found], indent=1) + "\n")
+    Console(width=130).print(table(found))
+    return int(any(row.failed and not row.method.startswith("ort") for row in found))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""Bits where they matter: each layer gets a format of its own, so that the model loses least within a size.
+
+    minimise  Σ s_l · e_l(f_l)   subject to   Σ size_l(f_l) ≤ budget        (a multiple-choice knapsack)
+
+e_l(f): the error of the layer's output, tr (W - W') H (W - W')ᵀ, with the weight rounded to format f by GPTQ. s_l: what
+an error there does to the model's outputs, measured once a layer: their mean squared change when that layer alone has
+its coarsest format, over e_l. (The measure-then-choose scheme of EXL2, here with end-to-end sensitivities.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+import onnx_ir as ir
+
+from edgeq.data import Dataset, Feeds
+from edgeq.errors import CalibrationError, RecipeError
+from edgeq.graph import io
+from edgeq.layerwise import stages, walk_layers
+from edgeq.numerics import affine
+from edgeq.plan import Plan, WeightPlan
+from edgeq.planner import plan
+from edgeq.recipe import Override, Recipe
+from edgeq.registry import load
+from edgeq.search import knapsack
+from edgeq.shards import chosen
+from edgeq.target import Target
+from edgeq.types import PerBlock, Progress, QSpec
+from edgeq.weights import gptq, rows
+
+FORMATS: tuple[tuple[Literal[2, 4, 8], int], ...] = (
+    (2, 128), (2, 64), (2, 32), (2, 16), (4, 128), (4, 64), (4, 32), (4, 16), (8, 128),
+)  # fmt: skip
+"""(bits, block) from the coarsest to the finest."""
+SCALE_BITS = 16
+SENSITIVITY_SAMPLES = 4
+
+
+NODE_BYTES = 384
+"""About what a node takes in a file, names included."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A layer, its weights' number, and for each of FORMATS the error that the model's outputs would get."""
+
+    node: str
+    size: int
+    errors: tuple[float, ...]
+
+
+def bits_per_weight(bits: int, block: int) -> float:
+    """Scales included."""
+    return bits + SCALE_BITS / block
+
+
+def measure(made: Plan, model: ir.Model, data: Dataset, work: Path, progress: Progress) -> list[Measured]:
+    """Every layer that statistics reach, in every format."""
+    inner: list[tuple[WeightPlan, list[float], np.ndarray]] = []
+    total = sum(len(stage.layers) for stage in stages(model, made)[0])
+    for layer in walk_layers(made, model, data, work, sequential=False):
+        if layer.stats is None:
+            continue
+        errors, coarsest = [], None
+        for bits, block in FORMATS:
+            spec = _spec(layer.plan.spec, bits, block)
+            q = gptq.quantize(layer.weight, spec, layer.stats, sweeps=0, candidates=12)
+            real = affine.dequantize(q.data, q.params)
+            errors.append(rows.output_error(layer.weight, real, spec, layer.stats))
+            coarsest = real if coarsest is None else coarsest
+        assert coarsest is not None
+        inner.append((layer.plan, errors, coarsest))
+        progress("measure", len(inner), total)
+    ends = _end_errors(model, {p.value: w for p, _, w in inner}, data, work)
+    return [
+        Measured(p.node, w.size, tuple(e * ends[p.value] / max(errors[0], 1e-30) for e in errors))
+        for p, errors, w in inner
+    ]
+
+
+def allocate(measured: Sequence[Measured], bits: float) -> tuple[Override, ...]:
+    """A rule a layer, of `bits` a weight on average at most. Raises RecipeError when that is too few."""
+    sizes = [[round(m.size * bits_per_weight(*f)) for f in FORMATS] for m in measured]
+    chosen = knapsack.choose(sizes, [m.errors for m in measured], int(bits * sum(m.size for m in measured)))
+    return tuple(
+        Override(nodes=(m.node,), bits=FORMATS[f][0], block=FORMATS[f][1])
+        for m, f in zip(measured, chosen, strict=True)
+    )
+
+
+def allocated(
+    recipe: Recipe,
+    model: ir.Model,
+    target: Target,
+    data: Dataset | None,
+    work: Path,
+    bits: float | None,
+    max_bytes: int | None,
+    progress: Progress,
+) -> Recipe:
+    """The recipe with a rule for each layer, of `bits` a weight on average or for a file of about `max_bytes`.
+
+    Raises CalibrationError without data, RecipeError for another method and for a budget that nothing fits.
+    """
+    if recipe.method != "weight_only" or (bits is not None and max_bytes is not None):
+        raise RecipeError("--bpw or --max-bytes, one of the two, goes with --method weight_only")
+    if data is None:
+        raise CalibrationError("--bpw and --max-bytes weigh layers by data: give --calib")
+    made = plan(model, target, recipe)
+    measured = measure(made, model, chosen(data, recipe), work, progress)
+    if max_bytes is not None:
+        weights = sum(m.size for m in measured)
+        tables = [w.value for w in made.weights if w.index == 0]
+        small = sum(_bytes(model, name) * 27 // 32 for name in set(tables))  # in 4 bits and a scale for every 32
+        rest = io.weight_bytes(model) - 4 * weights - small + NODE_BYTES * len(made.nodes)
+        bits = 8 * (max_bytes - rest) / weights
+    assert bits is not None
+    return msgspec.structs.replace(recipe, rule=(*recipe.rule, *allocate(measured, bits)))
+
+
+def _bytes(model: ir.Model, name: str) -> int:
+    tensor = model.graph.initializers[name].const_value
+    return 0 if tensor is None else tensor.nbytes
+
+
+def _spec(spec: QSpec, bits: int, block: int) -> QSpec:
+    granularity = spec.granularity
+    axis = granularity.axis if isinstance(granularity, PerBlock) else 1 - getattr(granularity, "axis", 1)
+    return replace(spec, dtype=f"{'int' if spec.signed else 'uint'}{bits}", granularity=PerBlock(axis, block))
+
+
+def _end_errors(model: ir.Model, changed: dict[str, np.ndarray], data: Dataset, work: Path) -> dict[str, float]:
+    """Mean squared change of all float outputs when one weight at a time is replaced, over the outputs' variance."""
+    path = work / "sensitivity.onnx"
+    open_model = model.clone()
+    for name in changed:  # an initializer that is an input too may be given anew in each run
+        open_model.graph.inputs.append(open_model.graph.initializers[name])
+    io.save(open_model, path)
+    session = load("edgeq.runners", "cpu").open_session(path, threads=1)
+    found = dict.fromkeys(changed, 0.0)
+    for feeds in islice(iter(data), SENSITIVITY_SAMPLES):
+        wanted = _floats(session.run(feeds))
+        for name, weight in changed.items():
+            made = _floats(session.run({**feeds, name: weight}))
+            off = [float(np.mean((a - b) ** 2) / (a.var() + 1e-30)) for a, b in zip(wanted, made, strict=True)]
+            found[name] += sum(off)
+    session.close()
+    path.unlink()
+    return found
+
+
+def _floats(outputs: Feeds) -> list[np.ndarray]:
+    return [np.asarray(v, np.float64) for v in outputs.values() if np.issubdtype(v.dtype, np.floating)]
