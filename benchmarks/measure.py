@@ -77,12 +77,16 @@ def latency(
 
 @dataclass(frozen=True)
 class Cost:
-    """What a child process took. seconds: wall time, peak_rss: bytes; output: its standard output; error: or ''."""
+    """What a child process took. seconds: wall time, cpu: of all its threads, peak_rss: bytes.
+
+    output: its standard output; error: or ''.
+    """
 
     seconds: float
     peak_rss: int
     output: str
     error: str
+    cpu: float = 0.0
 
 
 def peak_rss(
@@ -106,7 +110,8 @@ def peak_rss(
         stdout, stderr = out.read().decode(errors="replace"), err.read().decode(errors="replace")
     kib = usage.ru_maxrss if usage else 0
     failed = "" if status == 0 else _last_line(stderr) or f"exit status {status}"
-    return Cost(seconds, kib * (1 if sys.platform == "darwin" else 1024), stdout, failed)
+    cpu = usage.ru_utime + usage.ru_stime if usage else 0.0
+    return Cost(seconds, kib * (1 if sys.platform == "darwin" else 1024), stdout, failed, cpu)
 
 
 def _wait(child: subprocess.Popen[bytes], deadline: float) -> tuple[Any, object]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.measure import Cost, last_json, peak_rss
@@ -55,4 +56,4 @@ def run(
     command += ["--calibrator", calibrator, "--samples", str(samples)]
     cost = peak_rss(command, timeout, threads, {"PYTHONPATH": str(ROOT)})
     said = last_json(cost.output)
-    return Cost(cost.seconds, cost.peak_rss, cost.output, said.get("error", "") or cost.error)
+    return replace(cost, error=said.get("error", "") or cost.error)
