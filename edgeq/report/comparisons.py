@@ -11,19 +11,14 @@ from edgeq.report.tables import db, mb, plain, table
 def matrix_table(found: Verification) -> list[Any]:
     """A line for each output at each place, and the worst of them."""
     rows = [(row.target if i == 0 else "", *_cells(row, i)) for row in found.matrix for i in range(len(row.outputs))]
-    columns = ("target", "runtime", "output", "SQNR", "apart", "steps", "bits", "latency")
-    first = found.matrix[0].target
-    shown: list[Any] = [
-        table(f"{found.samples} samples; apart, steps and bits: from {first}", columns, rows, right=(3, 4, 5, 7))
-    ]
+    columns = ["target", "runtime", "output", "SQNR", "apart", "steps", "bits", "latency"]
+    columns += [found.metric.name] if found.metric else []
+    title = f"{found.samples} samples; apart, steps and bits: from {found.matrix[0].target}"
+    shown: list[Any] = [table(title, columns, rows, right=(3, 4, 5, 7, 8))]
     every = [(output, row) for row in found.matrix for output in row.outputs if output.sqnr_db is not None]
     if every:
         output, row = min(every, key=lambda pair: pair[0].sqnr_db or 0.0)
         shown.append(plain(f"worst: {output.name} on {row.target}, {db(output.sqnr_db)}"))
-    for row in found.matrix:
-        if row.metric:
-            m = row.metric
-            shown.append(plain(f"{m.name} on {row.target}: float {m.reference:.4f}, quantized {m.quantized:.4f}"))
     return shown
 
 
@@ -33,9 +28,11 @@ def _cells(row: PlaceRow, index: int) -> tuple[str, ...]:
     time = "" if runtime.latency_ms is None or row.stand_in else f"{runtime.latency_ms:.2f} ms"
     steps = "-" if output.steps is None else str(output.steps)
     bits = "same" if output.identical else "differ"
+    metric = f"{row.metric.quantized:.4f}" if row.metric else ""
     if index:
-        name = time = ""
-    return name, output.name, db(output.sqnr_db), f"{output.apart:.3g}", steps, bits, time
+        name = time = metric = ""
+    found = (name, output.name, db(output.sqnr_db), f"{output.apart:.3g}", steps, bits, time)
+    return (*found, metric) if row.metric else found
 
 
 def bench_table(found: Bench) -> list[Any]:
