@@ -124,6 +124,8 @@ def quantize(
             ways = replace(ways, moments=batch_moments(source))
         data, held_out = (_open(given, chosen, source) for given in (calib, eval_data))
         held_out = held_out or data
+        if aim.static_shapes and held_out is not None:
+            chosen = _shaped_as(held_out, chosen, source)
         progress("prepare", 0, None)
         prepared_path, prepared = _prepare(source, aim, chosen, work)
         if bpw is not None or max_bytes is not None:
@@ -210,6 +212,15 @@ def _resolve_images(recipe: Recipe, source: ir.Model) -> Recipe:
 
 def _shapes(recipe: Recipe, source: ir.Model) -> dict[str, tuple[int | None, ...] | None]:
     return io.input_shapes(source) | dict(recipe.shapes)
+
+
+def _shaped_as(data: Dataset, recipe: Recipe, source: ir.Model) -> Recipe:
+    """The recipe with the first sample's shapes for free inputs, on a target that takes fixed shapes only."""
+    given = dict(recipe.shapes)
+    free = {name for name, shape in io.input_shapes(source).items() if shape is None or None in shape} - set(given)
+    first = next(iter(data), {}) if free else {}
+    given |= {name: tuple(first[name].shape) for name in sorted(free) if name in first}
+    return msgspec.structs.replace(recipe, shapes=tuple(given.items()))
 
 
 def _open(given: Any, recipe: Recipe, source: ir.Model) -> Dataset | None:

@@ -14,6 +14,7 @@ from edgeq.errors import TargetError
 from edgeq.formats import vela
 from edgeq.formats.tflite_emulate import run as emulate
 from edgeq.formats.tflite_read import read
+from edgeq.recipe import Recipe
 from edgeq.runners import litert
 from tests.require import require
 
@@ -114,9 +115,16 @@ def test_the_default_kernels_are_a_step_off_on_average(made):
     assert (answers[0].argmax(1) == answers[1].argmax(1)).all()
 
 
-def test_what_tflite_has_no_word_for_is_refused_by_name(tmp_path):
+def test_free_shapes_are_those_of_the_first_sample(made, tmp_path):
+    """What `make quantize TARGET=litert` needs; the recipe says so, and repeats the artifact."""
+    result = edgeq.quantize(MODEL, "litert", output=tmp_path / "out", **{**DATA, "shapes": ()})
+    assert Recipe(**result.report.recipe).shapes == DATA["shapes"]
+    assert result.artifact.read_bytes() == made["litert", "static"].artifact.read_bytes()
+
+
+def test_without_data_a_free_shape_is_declined_in_one_line(tmp_path):
     with pytest.raises(TargetError, match=r"fixed shapes only.*--shape input=1,1,8,8"):
-        edgeq.quantize(MODEL, "litert", output=tmp_path / "out", **{**DATA, "shapes": ()})
+        edgeq.quantize(MODEL, "litert", output=tmp_path / "out", method="float32")
     assert list(tmp_path.iterdir()) == []
 
 
