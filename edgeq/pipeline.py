@@ -128,6 +128,7 @@ def quantize(
             chosen = _shaped_as(held_out, chosen, source)
         progress("prepare", 0, None)
         prepared_path, prepared = _prepare(source, aim, chosen, work)
+        del source  # and with it the weights in memory: those of the prepared model are mapped
         if bpw is not None or max_bytes is not None:
             chosen = allocated(chosen, prepared, aim, data, work, bpw, max_bytes, progress)
         found, final, evidence = _quantize(prepared, prepared_path, aim, chosen, data, work, ways, progress)
@@ -262,8 +263,8 @@ def _prepare(source: ir.Model, target: Target, recipe: Recipe, work: Path) -> tu
     """The prepared model, and the file it was saved to and is mapped from."""
     prepared = _ready(source, target, recipe)
     saved = work / ".prepared.onnx"
-    io.save(prepared, saved)
-    return saved, prepared
+    io.save(prepared, saved, beside=True)
+    return saved, io.load(saved)
 
 
 def _quantize(

@@ -72,19 +72,19 @@ def check(model: ir.Model, name: str = "model") -> None:
             value.shape = None
 
 
-def save(model: ir.Model, path: str | os.PathLike[str]) -> None:
+def save(model: ir.Model, path: str | os.PathLike[str], beside: bool = False) -> None:
     """Write the model atomically; weights go beside it (`NAME.data`) when it would exceed protobuf's limit.
 
-    The same model gives the same bytes. Weights that another file holds are read into memory first when they fit
-    inside this one: its folder is not theirs.
+    beside: they go there in any case, from where they can be mapped. The same model gives the same bytes. Weights that
+    another file holds are read into memory first when they fit inside this one: its folder is not theirs.
     """
     path = Path(path)
     model.producer_name, model.producer_version = "edgeq", None
-    big = weight_bytes(model) > INLINE_LIMIT
-    if not big:
+    beside = beside or weight_bytes(model) > INLINE_LIMIT
+    if not beside:
         to_memory(model)
     with replacing(path) as temporary:
-        ir.save(model, temporary, external_data=f"{path.name}.data" if big else None, size_threshold_bytes=1024)
+        ir.save(model, temporary, external_data=f"{path.name}.data" if beside else None, size_threshold_bytes=1024)
 
 
 def save_graph(model: ir.Model, path: Path) -> None:

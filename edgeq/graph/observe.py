@@ -47,7 +47,7 @@ def observable(model: Path, names: Iterable[str], folder: Path) -> tuple[Path, d
         if not value.is_graph_output():
             main.outputs.append(value)
     target = folder / "observed.onnx"
-    io.save(graph_model, target)
+    io.save(graph_model, target, beside=True)
     return target, found
 
 
