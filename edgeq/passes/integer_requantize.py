@@ -25,7 +25,6 @@ from numpy.typing import NDArray
 from edgeq.errors import ModelError
 from edgeq.numerics.fixedpoint import INT32_MAX
 
-LIMIT = 2**30  # of an accumulator: its product with q, and the offset beside it, fit 64 bits
 _U64 = 1 << 64
 
 
@@ -45,7 +44,7 @@ class Requantize:
     hi: int
     zero: int
     tie: NDArray[np.uint64] | None = None
-    sign: int = 62
+    sign: int = 63
     offset: NDArray[np.int64] | None = None
 
     @property
@@ -62,9 +61,9 @@ def constants(
     q, shift, bias, bound: one entry a channel; bound is the largest |acc + bias| there can be. Raises ModelError,
     naming `what`, where an accumulator can leave the range that all runtimes agree on.
     """
-    if max(bound) > LIMIT:
+    if max(bound) > INT32_MAX:
         raise ModelError(
-            f"{what}: an accumulator may reach {max(bound)}, over 2^30; use fewer weight bits, or split the layer"
+            f"{what}: an accumulator may reach {max(bound)}, beyond int32; use fewer weight bits, or split the layer"
         )
     wraps = [b << s for b, s in zip(bound, shift, strict=True) if s > 0]
     if rounding == "double" and max(wraps, default=0) > INT32_MAX:
@@ -97,10 +96,10 @@ def constants(
             _array(scaled), _array(add), np.array(common, np.uint64), low + lo, low + hi, after, tie, power
         )
     scaled, k, n = sums(t)
-    add = [b * m + v + (1 << 62) for b, m, v in zip(bias, scaled, k, strict=True)]
-    offset = np.array([zero - (1 << (62 - s)) for s in t], np.int64)
+    add = [b * m + v + (1 << 63) for b, m, v in zip(bias, scaled, k, strict=True)]
+    offset = np.array([zero - (1 << (63 - s)) for s in t], np.int64)
     tie = _array(n) if any(n) else None
-    return Requantize(_array(scaled), _array(add), np.array(t, np.uint64), lo, hi, 0, tie, 62, offset)
+    return Requantize(_array(scaled), _array(add), np.array(t, np.uint64), lo, hi, 0, tie, 63, offset)
 
 
 def _array(values: Sequence[int]) -> NDArray[np.uint64]:

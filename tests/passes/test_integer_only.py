@@ -147,9 +147,9 @@ def test_what_is_refused_names_node_and_reason(name):
 
 
 def test_an_accumulator_beyond_its_bound_is_refused():
-    wide = {"w": Weight(np.full((60000, 1), 127, np.int8), np.float32(1), axis=1)}
-    model = qdq("MatMul", ["x", "w"], {"x": ((1, 60000), Quant(1, 0, "uint8"))}, wide, [OUT])
-    with pytest.raises(ModelError, match=r"^MatMul 'op': an accumulator may reach 1943100000, over 2\^30"):
+    wide = {"w": Weight(np.full((70000, 1), 127, np.int8), np.float32(1), axis=1)}
+    model = qdq("MatMul", ["x", "w"], {"x": ((1, 70000), Quant(1, 0, "uint8"))}, wide, [OUT])
+    with pytest.raises(ModelError, match=r"^MatMul 'op': an accumulator may reach 2266950000, beyond int32"):
         converted(model)
 
 
