@@ -11,7 +11,20 @@ from edgeq import islands, saturation
 from edgeq.eligible import ALREADY, FLOATS, STORES, Context, half_problem, table_problem, weight_problem
 from edgeq.errors import ModelError, RecipeError, TargetError
 from edgeq.graph.shapes import free_input
-from edgeq.plan import DYNAMIC, FLOAT, FOLDED, HALF, INTEGER, PACKED, STORED, NodePlan, Plan, WeightPlan, walk
+from edgeq.plan import (
+    DYNAMIC,
+    FLOAT,
+    FOLDED,
+    HALF,
+    INTEGER,
+    PACKED,
+    STORED,
+    WEIGHT_INDEX,
+    NodePlan,
+    Plan,
+    WeightPlan,
+    walk,
+)
 from edgeq.recipe import Recipe
 from edgeq.target import Rule, Target
 
@@ -91,4 +104,22 @@ def one_by_one(model: ir.Model, context: Context) -> Plan:
         decision = {"half": HALF, "packed": PACKED, **dict.fromkeys(STORES, STORED)}.get(rule.role, DYNAMIC)
         nodes.append(NodePlan(node.name or "", node.op_type, decision, STORES.get(rule.role, "")))
         weights += context.weights(node, rule) if decision != HALF else []
+    if context.recipe.method == "float16":
+        nodes = keep_wide(model, nodes)
     return Plan(context.target.name, context.recipe.method, tuple(nodes), weights=tuple(weights))
+
+
+def keep_wide(model: ir.Model, rows: list[NodePlan]) -> list[NodePlan]:
+    """What float32 operators alone read stays float32 too: rounded before them, it would be too late.
+
+    It ends at linear layers, whose time float16 is for.
+    """
+    found = {row.name: row for row in rows}
+    for node in reversed(model.graph):
+        readers = [use.node for value in node.outputs for use in value.uses()]
+        ends = any(value.is_graph_output() for value in node.outputs) or node.op_type in WEIGHT_INDEX
+        if found[node.name or ""].decision != HALF or ends or not readers:
+            continue
+        if all(found[reader.name or ""].decision == FLOAT for reader in readers):
+            found[node.name or ""] = NodePlan(node.name or "", node.op_type, FLOAT, "float32 operators alone read it")
+    return [found[row.name] for row in rows]

@@ -147,7 +147,8 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     def find(self, op: str, method: Method) -> Rule | None:
         found = None
         for rule in self.rule:
-            if (op in rule.ops or "*" in rule.ops) and rule.method == method:
+            named = op in rule.ops or ("*" in rule.ops and self.refusal(op) is None)
+            if named and rule.method == method:
                 found = rule
         return found
 

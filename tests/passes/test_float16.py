@@ -98,3 +98,15 @@ def test_a_transformer_block(tmp_path):
     assert result.report.nodes.half == len(result.plan.nodes)
     feed = {"x": draw(1, 7, 16) / 8}
     assert sqnr_db(left.run(None, feed)[0], right.run(None, feed)[0]) > 40
+
+
+def test_angles_and_what_makes_them_stay_float32(tmp_path):
+    body = "k = Neg(x) p = Mul(k, far) s = Sin(p) a = Conv(s, w) y = Relu(a)"
+    result, left, right, _, kinds = narrowed(tmp_path, body, {"w": CONV["w"], "far": np.float32(1000)})
+    rows = {row.name: (row.decision, row.reason) for row in result.plan.nodes}
+    assert rows["Sin_2"] == ("float", "float16 is too coarse for its angles")
+    assert rows["Mul_1"] == rows["Neg_0"] == ("float", "float32 operators alone read it")
+    assert [rows[name][0] for name in ("Conv_3", "Relu_4")] == ["half", "half"]
+    assert {kinds[name] for name in ("k", "p", "s")} == {FLOAT}
+    feed = samples(1, 4, 8, 8, count=1)[0]
+    assert sqnr_db(left.run(None, feed)[0], right.run(None, feed)[0]) > 50
