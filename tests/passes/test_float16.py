@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx.reference import ReferenceEvaluator
 
 import edgeq
 from edgeq.errors import TargetError
@@ -110,3 +111,14 @@ def test_angles_and_what_makes_them_stay_float32(tmp_path):
     assert {kinds[name] for name in ("k", "p", "s")} == {FLOAT}
     feed = samples(1, 4, 8, 8, count=1)[0]
     assert sqnr_db(left.run(None, feed)[0], right.run(None, feed)[0]) > 50
+
+
+def test_a_norm_of_large_values_is_summed_in_float32(tmp_path):
+    body = "q = Mul(x, x) m = ReduceMean(q, last) e = Add(m, eps) r = Sqrt(e) n = Div(x, r) y = MatMul(n, w)"
+    inits = {"last": np.array([-1]), "eps": np.float32(1e-5), "w": draw(16, 8)}
+    result, left, _, _, kinds = narrowed(tmp_path, body, inits, "float[1,4,16] x")
+    assert kinds["q"] == FLOAT  # 300 squared is beyond float16
+    assert {row.name: row.decision for row in result.plan.nodes}["MatMul_5"] == "half"
+    feed = {"x": 300 * draw(1, 4, 16)}
+    got = ReferenceEvaluator(onnx.load(result.artifact)).run(None, feed)[0]  # which rounds every half value
+    assert sqnr_db(left.run(None, feed)[0], got) > 50
