@@ -10,6 +10,7 @@ import onnx_ir as ir
 from edgeq import islands, saturation
 from edgeq.eligible import ALREADY, FLOATS, STORES, Context, half_problem, table_problem, weight_problem
 from edgeq.errors import ModelError, RecipeError, TargetError
+from edgeq.graph.edit import is_constant
 from edgeq.graph.shapes import free_input
 from edgeq.plan import (
     DYNAMIC,
@@ -110,16 +111,24 @@ def one_by_one(model: ir.Model, context: Context) -> Plan:
 
 
 def keep_wide(model: ir.Model, rows: list[NodePlan]) -> list[NodePlan]:
-    """What float32 operators alone read stays float32 too: rounded before them, it would be too late.
+    """What lies between float32 operators and a linear layer or a half-precision value stays float32 too.
 
-    It ends at linear layers, whose time float16 is for.
+    Behind them, what reads nothing else: a mean of squares may be beyond float16 where its root is not. Before them,
+    what nothing else reads: it would be too late to round after it. Linear layers, whose time float16 is for, end both.
     """
     found = {row.name: row for row in rows}
+
+    def widen(node: ir.Node, others: list[ir.Node], why: str) -> None:
+        wide = [found[other.name or ""].decision == FLOAT for other in others]
+        if found[node.name or ""].decision == HALF and node.op_type not in WEIGHT_INDEX and wide and all(wide):
+            found[node.name or ""] = NodePlan(node.name or "", node.op_type, FLOAT, why)
+
+    for node in model.graph:
+        varying = [v for v in node.inputs if v is not None and v.dtype in FLOATS and not is_constant(v)]
+        sources = [source for v in varying if (source := v.producer()) is not None]
+        if len(sources) == len(varying):
+            widen(node, sources, "it reads float32 operators alone")
     for node in reversed(model.graph):
-        readers = [use.node for value in node.outputs for use in value.uses()]
-        ends = any(value.is_graph_output() for value in node.outputs) or node.op_type in WEIGHT_INDEX
-        if found[node.name or ""].decision != HALF or ends or not readers:
-            continue
-        if all(found[reader.name or ""].decision == FLOAT for reader in readers):
-            found[node.name or ""] = NodePlan(node.name or "", node.op_type, FLOAT, "float32 operators alone read it")
+        if not any(value.is_graph_output() for value in node.outputs):
+            widen(node, [u.node for value in node.outputs for u in value.uses()], "float32 operators alone read it")
     return [found[row.name] for row in rows]
