@@ -210,7 +210,7 @@ def test_shapes_are_fixed_where_they_must_be(made, name):
 def test_targets_differ():
     """The laws above would hold of one target under many names."""
     loaded = [targets.load(name) for name in STATIC]
-    assert {row.dtype for target in loaded for row in types(target, "act")} == {"uint8", "int8"}
+    assert {row.dtype for target in loaded for row in types(target, "act")} >= {"uint8", "int8"}
     assert any(target.dedicated_pairs for target in loaded)
     assert any(target.static_shapes for target in loaded)
     assert any(row.symmetric for target in loaded for row in types(target, "act"))
