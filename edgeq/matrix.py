@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from edgeq.graph import io
 from edgeq.graph.edit import constant
 from edgeq.numerics.metrics import Drift, max_abs
 from edgeq.report.schema import LostSlice, OutputDrift, PlaceOutput, PlaceRow, Runtime
+from edgeq.runners import fusion
 from edgeq.runners.places import Place
 from edgeq.runners.session import Session
 from edgeq.scores import Outputs, Scores
+from edgeq.target import Target
 
 MOVES = ("Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze", "Identity", "Slice")
 
@@ -94,6 +96,29 @@ def rows(
         )
         made.append(PlaceRow(column.place.name, runtime, outputs, column.judged.result(extras), column.place.note))
     return tuple(made)
+
+
+def prove(
+    columns: Sequence[Column], artifact: Path, target: Target, feeds: Mapping[str, np.ndarray]
+) -> tuple[list[dict[str, int]], list[str]]:
+    """The operators of the graph that each place's runtime makes of the artifact; and what is not as it was meant.
+
+    target: whose rules hold on a board. feeds: a sample, since some runtimes show their graph only after a run.
+    """
+    kernels: list[dict[str, int]] = []
+    lines: list[str] = []
+    for place in (column.place for column in columns):
+        aim = place.target or target
+        graph = place.optimized(artifact, feeds) if artifact.suffix == ".onnx" else None
+        if graph is None:
+            kernels.append({})
+            lines.append(f"{place.name}: its runtime doesn't show the graph that it runs, so no kernel is proven there")
+            continue
+        placed = fusion.placement(artifact, aim, graph)
+        kernels.append(placed.kernels)
+        if aim.cpu_kernels:
+            lines += [f"node {name} is quantized but {place.name} runs it in float" for name in placed.float]
+    return kernels, lines
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ from itertools import tee
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 
 from edgeq import saturation
 from edgeq.data import Dataset
 from edgeq.errors import CalibrationError, EdgeqError, RecipeError
 from edgeq.graph import io
-from edgeq.matrix import Column, finite_db, rows
+from edgeq.matrix import Column, finite_db, prove, rows
 from edgeq.numerics.metrics import Drift
 from edgeq.registry import load
 from edgeq.report.schema import LayerDrift, Metric, OutputDrift, Verification
@@ -52,6 +53,7 @@ def verify(
     *,
     places: Sequence[Place] = (),
     strict: bool = False,
+    proof: bool = False,
     labels: str | None = None,
     metric: str | MetricFunction | None = None,
     budget: Budget | None = None,
@@ -66,11 +68,12 @@ def verify(
     """Measure the artifact against the reference on the target's runtime, or on its stand-in where that is missing.
 
     places: where it is to run too; the result then has a matrix of all, and the budget holds everywhere. strict: the
-    target's own runtime must be here. layers: (node, op, value) triples whose value is compared in both models;
-    layers_on_failure: only when the budget is not met. state: (output, input) pairs that each of the models is fed
-    back, its own. keep: called with each sample and what the artifact made of it. recorded: a folder that keeps what
-    the reference answered, for the next time. A budget that is not met is written into `failures`; nothing is raised
-    for it. Raises CalibrationError, ModelError, RecipeError, ToolError, VerifyError.
+    target's own runtime must be here. proof: the matrix has the operators that each runtime really runs. layers:
+    (node, op, value) triples whose value is compared in both models; layers_on_failure: only when the budget is not
+    met. state: (output, input) pairs that each of the models is fed back, its own. keep: called with each sample and
+    what the artifact made of it. recorded: a folder that keeps what the reference answered, for the next time. A budget
+    that is not met is written into `failures`; nothing is raised for it. Raises CalibrationError, ModelError,
+    RecipeError, ToolError, VerifyError.
     """
     if budget is not None and budget.max_drop is not None and labels is None and metric is None:
         raise RecipeError("a largest drop needs something to measure: give --labels or --metric beside --max-drop")
@@ -84,7 +87,7 @@ def verify(
         for place in everywhere:
             columns.append(Column(place, place.open(quantized, threads=threads), scores(data, labels, metric)))
             stack.callback(columns[-1].session.close)
-        samples = _compare(fed(float_session), columns, data, fed, keep, progress)
+        samples, feeds = _compare(fed(float_session), columns, data, fed, keep, progress)
         first, found = columns[0], columns[0].outputs()
         runtime = first.runtime(float_session)
         budgeted = budget or Budget()
@@ -92,7 +95,7 @@ def verify(
         for column in columns[1:]:
             missed = _failures(column.outputs(), column.judged.result(data.extras), budgeted)
             failures += tuple(f"{column.place.name}: {line}" for line in missed)
-        matrix = rows(columns, quantized, data.take(LEVEL_SAMPLES), data.extras, fed) if places else ()
+        matrix = rows(columns, quantized, data.take(LEVEL_SAMPLES), data.extras, fed) if places or proof else ()
         levels: dict[str, float | None] = {}
         level_warnings: list[str] = []
         if quantized.suffix == ".onnx":  # the levels are onnxruntime's
@@ -103,7 +106,11 @@ def verify(
             parts = ", ".join(f"[axis {s.axis}, index {s.index}]" for s in output.lost_slices[:5])
             more = f" and {len(output.lost_slices) - 5} more" if len(output.lost_slices) > 5 else ""
             warnings.append(f"output {output.name}: {parts}{more} lost, though the whole reads {output.sqnr_db:.1f} dB")
-    if target.cpu_kernels:
+    if proof:
+        kernels, lines = prove(columns, quantized, target, feeds)
+        matrix = tuple(replace(row, kernels=found) for row, found in zip(matrix, kernels, strict=True))
+        warnings += lines
+    elif target.cpu_kernels:
         placed = fusion.placement(quantized, target)
         warnings += [f"node {name} is quantized but onnxruntime runs it in float" for name in placed.float]
     if target.saturates:
@@ -128,21 +135,23 @@ def _compare(
     fed: Fed,
     keep: Keep,
     progress: Callable[[int], None],
-) -> int:
-    """Runs every sample everywhere; how many there were."""
+) -> tuple[int, dict[str, np.ndarray]]:
+    """Runs every sample everywhere; how many there were, and the first with its state."""
     samples = 0
+    first: dict[str, np.ndarray] = {}
     own, left, *copies = tee(data, 2 + len(columns))  # one walk: a loader that shuffles gives each walk another order
     runs = [fed(column.session, show=True).run_many(copy) for column, copy in zip(columns, copies, strict=True)]
     for feeds, reference, *got in zip(own, float_session.run_many(left), *runs, strict=True):
         for column, outputs in zip(columns, got, strict=True):
             column.update(reference, outputs, got[0])
         state_in = {name: got[0][name] for name in got[0] if name not in reference}
+        first = first or {**state_in, **feeds}
         keep({**state_in, **feeds}, {name: got[0][name] for name in reference})
         samples += 1
         progress(samples)
     if not samples:
         raise CalibrationError(f"{data.name} holds no samples to verify on: give at least one")
-    return samples
+    return samples, first
 
 
 def _levels(

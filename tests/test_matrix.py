@@ -127,6 +127,24 @@ def test_codes_before_an_output(artifact, tmp_path):
     assert (codes.step, codes.names) == (None, ("yq",))
 
 
+def test_kernels_are_those_of_each_runtimes_graph(artifact, data):
+    found = verify(artifact, artifact, TARGET, data, places=[elsewhere(moved(0))], proof=True)
+    here, there = found.matrix
+    assert here.kernels["QLinearConv"] == 1
+    assert "Conv" not in here.kernels
+    assert there.kernels == {}
+    assert found.warnings == (
+        "elsewhere: its runtime doesn't show the graph that it runs, so no kernel is proven there",
+    )
+    leaking = onnx.load(artifact)  # the Conv's output is read in float too
+    leaking.graph.node.append(helper.make_node("Abs", ["c"], ["leak"]))
+    leaking.graph.output.append(helper.make_tensor_value_info("leak", TensorProto.FLOAT, [1, 16, 12, 12]))
+    onnx.save(leaking, artifact)
+    found = verify(artifact, artifact, TARGET, data, proof=True)
+    assert found.warnings == ("node conv is quantized but x86_64 runs it in float",)
+    assert found.matrix[0].kernels["Conv"] == 1
+
+
 def test_budgets_hold_everywhere(artifact, data):
     found = verify(artifact, artifact, TARGET, data, places=[elsewhere(moved(1))], budget=Budget(min_sqnr=30))
     (failure,) = found.failures
@@ -190,11 +208,13 @@ def known(sshd, tmp_path, monkeypatch):  # noqa: F811
 def test_a_board_beside_this_machine(known, artifact, tmp_path, run):
     np.savez(tmp_path / "d.npz", x=np.concatenate([f["x"] for f in tiny.samples(2)]))
     there = ["--host", f"pi:{known}", "--host-python", sys.executable, "--json"]
-    code, out, err = run("verify", artifact, artifact, "--data", tmp_path / "d.npz", *there)
+    code, out, err = run("verify", artifact, artifact, "--data", tmp_path / "d.npz", "--proof", *there)
     assert (code, err) == (0, "")
     here, pi = json.loads(out)["matrix"]
     assert (here["target"], pi["target"]) == ("x86_64", f"pi:{known}")
     assert pi["outputs"][0]["identical"]
+    assert pi["kernels"] == here["kernels"]
+    assert pi["kernels"]["QLinearConv"] == 1
     assert pi["runtime"]["version"] == here["runtime"]["version"]  # the board's onnxruntime, not the SSH client's
     assert pi["runtime"]["latency_ms"] > 0
     code, out, err = run("bench", artifact, artifact, "--rounds", "1", *there)

@@ -19,6 +19,10 @@ def matrix_table(found: Verification) -> list[Any]:
     if every:
         output, row = min(every, key=lambda pair: pair[0].sqnr_db or 0.0)
         shown.append(plain(f"worst: {output.name} on {row.target}, {db(output.sqnr_db)}"))
+    for row in found.matrix:
+        if row.kernels:
+            counted = ", ".join(f"{count} {op}" for op, count in row.kernels.items())
+            shown.append(plain(f"{row.target} runs {counted}"))
     return shown
 
 

@@ -114,13 +114,17 @@ class PlaceOutput(msgspec.Struct, frozen=True):
 
 
 class PlaceRow(msgspec.Struct, frozen=True):
-    """A target (or board) that the artifact ran at. stand_in: why another runtime took its place; else null."""
+    """A target (or board) that the artifact ran at. stand_in: why another runtime took its place; else null.
+
+    kernels: with proof, how many nodes of each operator the graph has that this runtime really runs.
+    """
 
     target: str
     runtime: Runtime
     outputs: tuple[PlaceOutput, ...]
     metric: Metric | None = None
     stand_in: str | None = None
+    kernels: dict[str, int] = {}
 
 
 class Verification(msgspec.Struct, frozen=True):

@@ -32,7 +32,9 @@ def missing() -> str | None:
 
 
 def version() -> str:
-    """Of the onnxruntime that is emulated, this environment's own."""
+    """Of the onnxruntime that is emulated, this environment's own. Raises ToolError when it can't be emulated."""
+    if line := missing():
+        raise ToolError(line)
     return cpu.version()
 
 

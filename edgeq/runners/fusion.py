@@ -31,9 +31,12 @@ class Placement:
     float: tuple[str, ...]
 
 
-def placement(model: Path, target: Target) -> Placement:
-    """Optimize the artifact as a session would, and name each quantized node that is still a float kernel."""
-    optimized = cpu.optimized(model, config=dict(target.session_config))
+def placement(model: Path, target: Target, optimized: ir.Model | None = None) -> Placement:
+    """Optimize the artifact as a session would, and name each quantized node that is still a float kernel.
+
+    optimized: the graph that another onnxruntime made of it; by default this machine's.
+    """
+    optimized = optimized or cpu.optimized(model, config=dict(target.session_config))
     kernels: Counter[str] = Counter()
     by_name: dict[str, str] = {}
     for graph in all_graphs(optimized):

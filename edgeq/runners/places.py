@@ -8,20 +8,26 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import onnx_ir as ir
+
 from edgeq.errors import RecipeError, ToolError
 from edgeq.registry import load
-from edgeq.runners.session import Session
+from edgeq.runners.session import Feeds, Session
 from edgeq.target import Target
 
 
 @dataclass(frozen=True)
 class Place:
-    """name: the target's, or the board's. note: the line that says why another runtime stands in; else None."""
+    """name: the target's, or the board's. note: the line that says why another runtime stands in; else None.
+
+    target: None for a board, which runs any.
+    """
 
     name: str
     runner: ModuleType
     options: Mapping[str, Any]
     note: str | None = None
+    target: Target | None = None
 
     @property
     def timed(self) -> bool:
@@ -32,6 +38,11 @@ class Place:
         session: Session = self.runner.open_session(model, **{**self.options, **more})
         return session
 
+    def optimized(self, model: Path, feeds: Feeds) -> ir.Model | None:
+        """The graph that the runtime really runs; None where it shows none."""
+        show = getattr(self.runner, "optimized", None)
+        return show(model, feeds, **self.options) if show else None
+
 
 def of_target(target: Target, strict: bool = False) -> Place:
     """The target's runtime, or else its stand-in, unless `strict`. Raises ToolError when there is none to run on."""
@@ -40,12 +51,13 @@ def of_target(target: Target, strict: bool = False) -> Place:
         runner = load("edgeq.runners", target.runner, "open_session")
         line = runner.missing()
         if line is None:
-            return Place(target.name, runner, dict(target.runner_options))
+            return Place(target.name, runner, dict(target.runner_options), target=target)
         why = line
     if strict or not target.stand_in:
         raise ToolError(f"target {target.name} can't be verified here: {why}")
     stand_in = load("edgeq.runners", target.stand_in, "open_session")
-    return Place(target.name, stand_in, {}, f"verified on {stand_in.TITLE} instead of {target.title}: {why}")
+    note = f"verified on {stand_in.TITLE} instead of {target.title}: {why}"
+    return Place(target.name, stand_in, {}, note, target)
 
 
 def board(host: str, python: str = "python3") -> Place:

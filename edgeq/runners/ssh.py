@@ -16,10 +16,12 @@ import tempfile
 from pathlib import Path
 from typing import IO, Any
 
+import onnx_ir as ir
+
 from edgeq.errors import RecipeError, ToolError
-from edgeq.runners import process
+from edgeq.runners import jobs, process
 from edgeq.runners.jobs import CHILD, JobSession
-from edgeq.runners.session import COMMON, options
+from edgeq.runners.session import COMMON, Feeds, options
 
 TITLE = "a board over SSH"
 TIMED = True
@@ -65,6 +67,11 @@ def open_session(model: Path, **given: Any) -> JobSession:
 
     what = f"ssh ({chosen['host']})"
     return JobSession(model, what, launch, chosen, carries_model=True, proof=chosen["proof"])
+
+
+def optimized(model: Path, feeds: Feeds, **given: Any) -> ir.Model:
+    """The graph that the board really runs, after every optimization. Raises what `open_session` and `run` raise."""
+    return jobs.optimized(open_session(model, proof=True, **given), feeds)
 
 
 def command(chosen: dict[str, Any]) -> list[str]:
