@@ -117,7 +117,7 @@ def allocated(
     if max_bytes is not None:
         weights = sum(m.size for m in measured)
         tables = [w.value for w in made.weights if w.index == 0]
-        small = sum(_bytes(model, name) * 27 // 32 for name in set(tables))  # in 4 bits and a scale for every 32
+        small = sum(_bytes(model, name) * 23 // 32 for name in set(tables))  # in 8 bits and a scale for every 32
         rest = io.weight_bytes(model) - 4 * weights - small + NODE_BYTES * len(made.nodes)
         bits = 8 * (max_bytes - rest) / weights
     assert bits is not None

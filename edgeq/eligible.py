@@ -59,9 +59,9 @@ class Context:
         override = self.recipe.override(node.name or "", node.op_type)
         row = self.target.types[override.weight_type or rule.weight]
         if rule.role == "packed":
-            bits = self.recipe.bits if override.bits is None else override.bits
+            bits = override.bits if override.bits is not None or node.op_type == "Gather" else self.recipe.bits
             block = self.recipe.block if override.block is None else override.block
-            row = row.packed(bits, block, least_bits=4 if node.op_type == "Gather" else 2)
+            row = row.packed(bits, block)
         algorithm = override.weight or self.recipe.weight
         indices = (1, 2) if node.op_type in RECURRENT else (WEIGHT_INDEX[node.op_type],)
         return [

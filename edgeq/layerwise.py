@@ -23,13 +23,17 @@ import onnx_ir as ir
 from edgeq.calibrate.gram import Gram
 from edgeq.data import Dataset, Feeds
 from edgeq.errors import CalibrationError, ModelError
+from edgeq.files import let_go, spilled
 from edgeq.graph import io
 from edgeq.graph.edit import add_initializer, is_constant, sole_consumer
 from edgeq.numerics import affine
 from edgeq.plan import Plan, WeightPlan
 from edgeq.registry import load
 from edgeq.types import Progress, QParams, QTensor, Solution, Stats
-from edgeq.weights import rows
+from edgeq.weights import rows, tiles
+
+MANY = 1 << 24
+"""Weights of a layer whose codes wait on disk until they are written."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +96,15 @@ def solve_layers(
     while layer is not None:
         solved = None
         try:
-            solved = _kept(layer, keep)
+            solved = _kept(layer, keep, work)
             solution.weights[layer.plan.node, layer.plan.index] = solved
         except ModelError as error:
             failed[layer.plan.node] = str(error)
         done += 1
         progress("solve", done, total)
-        layer = _send(walk, None if solved is None else affine.dequantize(solved.data, solved.params))
+        follows = sequential and data is not None and solved is not None
+        layer = None  # lets the mapped weight go
+        layer = _send(walk, affine.dequantize(solved.data, solved.params) if follows and solved is not None else None)
     return solution, failed
 
 
@@ -125,14 +131,14 @@ def walk_layers(plan: Plan, model: ir.Model, data: Dataset | None, work: Path, s
             value = constants.get(layer.value)
             tensor = value.const_value if value is not None else _inner(model, layer.value)
             assert tensor is not None
-            real = yield Layer(layer, tensor.numpy(), None)
+            real = yield Layer(layer, io.mapped(tensor), None)
             _put(changed, layer, real)
         for stream in streams:
             stream.start(data or ())
         for stage in listed:
             if data is None:
                 for layer in stage.layers:
-                    yield Layer(layer, constants[layer.value].const_value.numpy(), None)  # type: ignore[union-attr]
+                    yield Layer(layer, io.mapped(constants[layer.value].const_value), None)  # type: ignore[arg-type]
                 continue
             for stream in streams:
                 stream.advance(stage)
@@ -251,12 +257,11 @@ def _read_after(graph: ir.Graph, cut: int) -> list[str]:
     return list(found)
 
 
-def _kept(layer: Layer, keep: Path | None) -> QTensor:
+def _kept(layer: Layer, keep: Path | None, work: Path) -> QTensor:
     """Solve the layer, or take it from the folder of finished ones."""
     plan = layer.plan
-    solve = load("edgeq.weights", plan.algorithm, "quantize").quantize
     if keep is None:
-        return solve(layer.weight, plan.spec, layer.stats)
+        return _solved(layer, work)
     digest = hashlib.sha256(f"{plan.spec} {plan.algorithm} {layer.weight.shape}".encode())
     for array in (layer.weight, *((layer.stats.gram,) if layer.stats else ())):
         digest.update(np.ascontiguousarray(array).data)
@@ -264,10 +269,26 @@ def _kept(layer: Layer, keep: Path | None) -> QTensor:
     if path.exists():
         with np.load(path, allow_pickle=False) as held:
             return QTensor(held["data"], QParams(held["scale"], held["zero_point"], plan.spec))
-    solved = solve(layer.weight, plan.spec, layer.stats)
+    solved = _solved(layer, work)
     keep.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with open(partial, "wb") as stream:
         np.savez(stream, data=solved.data, scale=solved.params.scale, zero_point=solved.params.zero_point)
     partial.replace(path)
     return solved
+
+
+def _solved(layer: Layer, work: Path) -> QTensor:
+    """The layer's codes, on disk where they are many."""
+    plan, weight = layer.plan, layer.weight
+    solve = load("edgeq.weights", plan.algorithm, "quantize").quantize
+    if weight.size < MANY:
+        return solve(np.asarray(weight), plan.spec, layer.stats)
+    codes = spilled(weight.shape, affine.storage_dtype(plan.spec.dtype), work)
+    if layer.stats is None and tiles.axis_and_step(plan.spec, weight.ndim) is not None:
+        params = tiles.in_tiles(lambda w: solve(w, plan.spec), weight, plan.spec, codes).params
+    else:
+        solved = solve(weight, plan.spec, layer.stats)
+        codes[...], params = solved.data, solved.params
+    let_go(codes)
+    return QTensor(codes, params)

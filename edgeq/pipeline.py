@@ -260,9 +260,11 @@ def _ready(source: ir.Model, target: Target, recipe: Recipe) -> ir.Model:
 
 
 def _prepare(source: ir.Model, target: Target, recipe: Recipe, work: Path) -> tuple[Path, ir.Model]:
-    """The prepared model, and the file it was saved to and is mapped from."""
+    """The prepared model, and the file it was saved to and is mapped from; weight-only has no use for one."""
     prepared = _ready(source, target, recipe)
     saved = work / ".prepared.onnx"
+    if recipe.method == "weight_only":
+        return saved, prepared
     io.save(prepared, saved, beside=True)
     return saved, io.load(saved)
 

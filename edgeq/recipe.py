@@ -68,8 +68,8 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     shapes: pairs [input, shape] that fix free dimensions. integer_only: no float tensor between the ends, everything is
     quantized; integer_io: nor at the ends; rounding: of requantization then, as gemmlowp and
     TFLite's reference (double) or once (single).
-    bits, block: of packed weights, in place of the target's own; a block of 0 is a scale a channel. sequential: packed
-    weights are solved on what the quantized layers before them make of the data.
+    bits, block: of packed weights, in place of the target's own (tables take bits from rules alone); a block of 0 is a
+    scale a channel. sequential: packed weights are solved on what the quantized layers before them make of the data.
     """
 
     schema_version: Literal[1] = 1

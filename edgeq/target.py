@@ -48,10 +48,10 @@ class TypeRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
             granularity = PerBlock(axis, self.block_size)
         return QSpec(self.dtype, self.symmetric, granularity, self.narrow, self.reduce_range)
 
-    def packed(self, bits: int | None, block: int | None, least_bits: int) -> TypeRow:
+    def packed(self, bits: int | None, block: int | None) -> TypeRow:
         """The type with other bits and block; a block of 0 is a scale a channel."""
         size = self.block_size if block is None else block
-        dtype = self.dtype.rstrip("0123456789") + str(max(bits or self.spec().bits, least_bits))
+        dtype = self.dtype.rstrip("0123456789") + str(bits or self.spec().bits)
         return msgspec.structs.replace(self, dtype=dtype, per="block" if size else "channel", block_size=size)
 
 

@@ -11,16 +11,33 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.peers.peer import Feeds, Reader
+import numpy as np
+
+from benchmarks.peers.peer import Feeds
+
+
+class Samples:
+    """onnxruntime's CalibrationDataReader protocol over a list: its GPTQ copies the reader."""
+
+    def __init__(self, feeds: Feeds) -> None:
+        self.left = list(feeds)[::-1]
+
+    def get_next(self) -> dict[str, np.ndarray] | None:
+        return self.left.pop() if self.left else None
 
 
 def config(method: str, bits: int, block: int, feeds: Feeds):  # type: ignore[no-untyped-def]
+    from onnxruntime.quantization import QuantFormat
     from onnxruntime.quantization import matmul_nbits_quantizer as q
 
     match method:
         case "default":
             return q.DefaultWeightOnlyQuantConfig(
-                block_size=block or 128, is_symmetric=True, bits=bits, channel_wised_quantize=not block
+                block_size=block or 128,
+                is_symmetric=True,
+                bits=bits,
+                channel_wised_quantize=not block,
+                quant_format=QuantFormat.QOperator if block else QuantFormat.QDQ,
             )
         case "rtn":
             return q.RTNWeightOnlyQuantConfig()
@@ -29,11 +46,12 @@ def config(method: str, bits: int, block: int, feeds: Feeds):  # type: ignore[no
         case "k_quant":
             return q.KQuantWeightOnlyQuantConfig()
         case _:
-            return q.GPTQWeightOnlyQuantConfig(calibration_data_reader=Reader(feeds), block_size=block, mse=True)
+            return q.GPTQWeightOnlyQuantConfig(calibration_data_reader=Samples(feeds), block_size=block, mse=True)
 
 
 def main(model: str, calib: str, out: str, method: str, bits: str, block: str) -> None:
     import onnx
+    from onnxruntime.quantization import QuantFormat
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     logging.disable(logging.WARNING)
@@ -45,6 +63,7 @@ def main(model: str, calib: str, out: str, method: str, bits: str, block: str) -
         block_size=int(block) or 128,
         is_symmetric=True,
         accuracy_level=0,
+        quant_format=QuantFormat.QOperator if int(block) else QuantFormat.QDQ,
         algo_config=config(method, int(bits), int(block), Feeds(Path(calib), 10_000)),
     )
     quantizer.process()

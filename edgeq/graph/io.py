@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir import external_data
 from onnx_ir.passes.common import CheckerPass
@@ -20,6 +21,7 @@ from edgeq.errors import ModelError
 from edgeq.files import replacing
 
 PROTOBUF_LIMIT = 2**31 - 1
+LAZY_LIMIT = 256 << 20  # of weights that are made while they are written: inside one file they would all be in memory
 INLINE_LIMIT = 1_900_000_000  # protobuf's 2 GiB less room for the graph itself
 
 
@@ -80,7 +82,8 @@ def save(model: ir.Model, path: str | os.PathLike[str], beside: bool = False) ->
     """
     path = Path(path)
     model.producer_name, model.producer_version = "edgeq", None
-    beside = beside or weight_bytes(model) > INLINE_LIMIT
+    lazy = sum(t.nbytes for t in _tensors(model) if isinstance(t, ir.LazyTensor))
+    beside = beside or lazy > LAZY_LIMIT or weight_bytes(model) > INLINE_LIMIT
     if not beside:
         to_memory(model)
     with replacing(path) as temporary:
@@ -110,6 +113,13 @@ def sha256(paths: list[Path]) -> str:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def mapped(tensor: ir.TensorProtocol) -> np.ndarray:
+    """The tensor's array; external data mapped anew, so that it leaves memory with the array."""
+    if isinstance(tensor, ir.ExternalTensor) and tensor.dtype == ir.DataType.FLOAT and tensor.nbytes:
+        return np.memmap(tensor.path, np.float32, "r", tensor.offset or 0, tensor.shape.numpy())
+    return tensor.numpy()
 
 
 def weight_bytes(model: ir.Model) -> int:

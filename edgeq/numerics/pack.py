@@ -16,6 +16,7 @@ from edgeq.numerics.affine import params_shape, storage_dtype
 from edgeq.types import PerBlock, QParams, QSpec, QTensor
 
 MATMUL_BITS = (2, 4, 8)
+_TILE = 1 << 19  # codes
 
 
 def _pack_rows(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -28,6 +29,17 @@ def _pack_rows(codes: np.ndarray, bits: int) -> np.ndarray:
     out = unsigned[..., ::per].copy()
     for i in range(1, per):
         out |= unsigned[..., i::per] << np.uint8(i * bits)
+    return out
+
+
+def _pack_columns(codes: np.ndarray, size: int, bits: int) -> np.ndarray:
+    """Pack axis 0, padded with zeros to whole blocks; only the lowest bits of the codes count."""
+    if len(codes) % size:
+        codes = np.pad(codes, ((0, -len(codes) % size), (0, 0)))
+    per, mask = 8 // bits, np.uint8(2**bits - 1)
+    out = codes[::per] & mask
+    for i in range(1, per):
+        out |= (codes[i::per] & mask) << np.uint8(i * bits)
     return out
 
 
@@ -81,6 +93,13 @@ def to_matmul_nbits(q: QTensor) -> MatMulNBits:
 
     Signed codes are shifted by 2**(bits - 1). Raises RecipeError for what the kernel has no form for.
     """
+    axis, size = _block_of(q.params.spec)
+    scales, zeros = matmul_scales(q)
+    return MatMulNBits(matmul_codes(q), scales, zeros, q.params.spec.bits, size, q.data.shape[axis], len(scales))
+
+
+def matmul_scales(q: QTensor) -> tuple[np.ndarray, np.ndarray | None]:
+    """Scales and zero points of `to_matmul_nbits` alone. Raises what it does."""
     spec, axis, size = q.params.spec, *_block_of(q.params.spec)
     if q.data.ndim != 2 or spec.bits not in MATMUL_BITS or size < 16 or size & (size - 1):
         raise RecipeError(
@@ -88,16 +107,23 @@ def to_matmul_nbits(q: QTensor) -> MatMulNBits:
             f"not {q.data.shape} of {spec.dtype} in blocks of {size}"
         )
     shift = 2 ** (spec.bits - 1) if spec.signed else 0
-    codes, scales, zeros = q.data, q.params.scale, q.params.zero_point
-    if axis % 2 == 0:
-        codes, scales, zeros = codes.T, scales.T, zeros.T
-    n, k = codes.shape
-    whole = np.zeros((n, scales.shape[1] * size), np.uint8)
-    whole[:, :k] = codes.astype(np.int16) + shift
-    b = _pack_rows(whole.reshape(n, -1, size), spec.bits)
-    zeros = zeros + shift
+    scales, zeros = (p if axis % 2 else p.T for p in (q.params.scale, q.params.zero_point + shift))
     packed = None if (zeros == 2 ** (spec.bits - 1)).all() else _pack_rows(zeros, spec.bits)
-    return MatMulNBits(b, np.ascontiguousarray(scales), packed, spec.bits, size, k, n)
+    return np.ascontiguousarray(scales), packed
+
+
+def matmul_codes(q: QTensor) -> np.ndarray:
+    """The codes of `to_matmul_nbits` alone."""
+    spec, axis, size = q.params.spec, *_block_of(q.params.spec)
+    shift = np.uint8(2 ** (spec.bits - 1) if spec.signed else 0)
+    columns = q.data.T if axis % 2 else q.data  # (K, N)
+    k, n = columns.shape
+    b = np.empty((n, -(-k // size), size * spec.bits // 8), np.uint8)
+    step = max(1, _TILE // max(k, 1))
+    for start in range(0, n, step):  # a tile of codes stays in the cache, and bytes are turned round, not codes
+        packed = _pack_columns(columns[:, start : start + step].view(np.uint8) + shift, size, spec.bits)
+        b[start : start + step] = packed.T.reshape(-1, *b.shape[1:])
+    return b
 
 
 def from_matmul_nbits(m: MatMulNBits) -> QTensor:

@@ -10,12 +10,14 @@ normal numbers in it, behind a Cast that runtimes fold.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace as replace_fields
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from edgeq.files import let_go
 from edgeq.graph.edit import MS_DOMAIN, Names, add_initializer, all_graphs, drop_unused_initializers, make_node, replace
 from edgeq.numerics import pack
 from edgeq.plan import PACKED, Plan
@@ -48,6 +50,7 @@ def apply(model: ir.Model, plan: Plan, solution: Solution, target: Target) -> ir
 class _Writer:
     def __init__(self, model: ir.Model, solution: Solution, target: Target) -> None:
         self.model, self.solution, self.target, self.names = model, solution, target, Names(model)
+        self.shared = {v.name for g in all_graphs(model) for v in g.initializers.values() if len(v.uses()) > 1}
         self.stored: dict[tuple[str, bytes], list[ir.Value | None]] = {}
 
     def rewrite(self, node: ir.Node) -> None:
@@ -62,22 +65,46 @@ class _Writer:
             self._dequantize(node, tensor)
 
     def _nbits(self, node: ir.Node, tensor: QTensor) -> None:
-        source = node.inputs[1]
+        source, (k, n), granularity = node.inputs[1], tensor.data.shape, tensor.params.spec.granularity
         assert source is not None
-        key = (source.name or "", tensor.data.tobytes())
-        form = pack.to_matmul_nbits(tensor)
+        assert isinstance(granularity, PerBlock)
+        key = self._key(source, tensor)
         if key not in self.stored:
             base = source.name or "weight"
-            zeros = None if form.zero_points is None else self._init(f"{base}_zero_point", form.zero_points)
-            self.stored[key] = [self._init(f"{base}_q", form.b), self._scale(base, form.scales), zeros]
-        inputs = [node.inputs[0], *self.stored[key]]
+            scales, zeros = pack.matmul_scales(tensor)
+            zero = None if zeros is None else self._init(f"{base}_zero_point", zeros)
+            self.stored[key] = [self._packed(f"{base}_q", tensor), self._scale(base, scales), zero]
+        if granularity.axis % 2:
+            k, n = n, k
         attributes = {
-            "K": form.k, "N": form.n, "bits": form.bits, "block_size": form.block_size,
+            "K": k, "N": n, "bits": tensor.params.spec.bits, "block_size": granularity.size,
             "accuracy_level": self.target.accuracy_level,
         }  # fmt: skip
-        out = node.outputs[0]
-        product = self._add(node, "MatMulNBits", inputs, "product", out.shape, attributes, MS_DOMAIN)
+        inputs = [node.inputs[0], *self.stored[key]]
+        product = self._add(node, "MatMulNBits", inputs, "product", node.outputs[0].shape, attributes, MS_DOMAIN)
         replace(node, self._biased(node, product))
+
+    def _key(self, source: ir.Value, tensor: QTensor) -> tuple[str, bytes]:
+        """The same for nodes whose weights became the same, though each was solved for itself."""
+        shared = source.name in self.shared
+        return source.name or "", hashlib.sha256(np.ascontiguousarray(tensor.data).data).digest() if shared else b""
+
+    def _packed(self, name: str, tensor: QTensor) -> ir.Value:
+        """MatMulNBits' codes. Those that lie on disk are packed when they are written, and not all at once."""
+        if not isinstance(tensor.data, np.memmap):
+            return self._init(name, pack.matmul_codes(tensor))
+
+        def make() -> ir.TensorProtocol:
+            codes = ir.tensor(pack.matmul_codes(tensor))
+            let_go(tensor.data)
+            return codes
+
+        free, spec = self.names.new(name), tensor.params.spec
+        n, blocks = pack.matmul_scales(tensor)[0].shape
+        shape = ir.Shape([n, blocks, spec.granularity.size * spec.bits // 8])  # type: ignore[union-attr]
+        return add_initializer(
+            self.model.graph, free, ir.LazyTensor(make, dtype=ir.DataType.UINT8, shape=shape, name=free)
+        )
 
     def _biased(self, node: ir.Node, product: ir.Value) -> ir.Value:
         """A Gemm's bias added; prepared models have its alpha and beta in weight and bias."""
@@ -113,7 +140,7 @@ class _Writer:
         assert source is not None
         assert isinstance(spec.granularity, PerBlock)
         base = source.name or "table"
-        key = (base, tensor.data.tobytes())
+        key = self._key(source, tensor)
         if key not in self.stored:
             codes, zero = tensor.data, tensor.params.zero_point
             found: list[ir.Value | None] = [

@@ -1,5 +1,7 @@
 """A weight as output channels by input features, whatever its layout: what every algorithm that uses statistics sees.
 
+Of a layer's output and its error:
+
     y = x Wᵀ,  W (N, K)        E ‖(W - W') x‖² = tr (W - W') H (W - W')ᵀ,  H = E x xᵀ = gram / count
 """
 
