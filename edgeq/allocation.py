@@ -39,7 +39,8 @@ FORMATS: tuple[tuple[Literal[2, 4, 8], int], ...] = (
 )  # fmt: skip
 """(bits, block) from the coarsest to the finest."""
 SCALE_BITS = 16
-SENSITIVITY_SAMPLES = 4
+ERROR_SAMPLES, SENSITIVITY_SAMPLES = 32, 4
+"""Samples that errors and sensitivities are measured on; only their order matters here."""
 
 
 NODE_BYTES = 384
@@ -113,7 +114,7 @@ def allocated(
     if data is None:
         raise CalibrationError("--bpw and --max-bytes weigh layers by data: give --calib")
     made = plan(model, target, recipe)
-    measured = measure(made, model, chosen(data, recipe), work, progress)
+    measured = measure(made, model, chosen(data, recipe).take(ERROR_SAMPLES), work, progress)
     if max_bytes is not None:
         weights = sum(m.size for m in measured)
         tables = [w.value for w in made.weights if w.index == 0]
