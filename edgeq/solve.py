@@ -43,7 +43,7 @@ def solve(
         except ModelError as error:
             failed[weight.node] = str(error)
         progress(index + 1)
-    biases = _biases(plan, constants, groups, weights, failed)
+    biases = bias_tensors(plan, constants, groups, weights, failed)
     return Solution(groups, weights, biases), failed
 
 
@@ -61,14 +61,15 @@ def _groups(
         if value.group in groups or value.name != value.group:
             continue
         try:
-            groups[value.group] = _activation(value, constants.get(value.name), summaries.get(value.name))
+            groups[value.group] = activation_params(value, constants.get(value.name), summaries.get(value.name))
         except CalibrationError as error:
             for node in involved[value.group]:
                 failed[node] = f"{value.name}: {error}"
     return groups
 
 
-def _activation(value: ValuePlan, constant: ir.TensorProtocol | None, summary: Summary | None) -> QParams:
+def activation_params(value: ValuePlan, constant: ir.TensorProtocol | None, summary: Summary | None) -> QParams:
+    """The numbers of one group of values. Raises CalibrationError when there is nothing to find them from."""
     if value.fixed is not None:
         return QParams(
             np.asarray(value.fixed.scale, np.float32), np.asarray(value.fixed.zero_point, np.int32), value.spec
@@ -101,7 +102,7 @@ def _weight(plan: WeightPlan, constants: Mapping[str | None, ir.TensorProtocol |
     return load("edgeq.weights", plan.algorithm, "quantize").quantize(array, plan.spec, stats)
 
 
-def _biases(
+def bias_tensors(
     plan: Plan,
     constants: Mapping[str | None, ir.TensorProtocol | None],
     groups: Mapping[str, QParams],

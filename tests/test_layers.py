@@ -51,7 +51,7 @@ SIDEWAYS = (
     ("verify", "matrix", "scores", "report"),
     ("package", "report"),
     ("bench", "report"),
-    ("export", "runners", "formats"),
+    ("train", "export", "runners", "formats"),
     ("planner", "islands", "eligible", "plan"),
     ("planner", "saturation", "plan"),
     ("solve", "sums", "plan"),

@@ -1,0 +1,165 @@
+"""A plain training loop, to use or to replace: Adam, cosine schedule, optional teacher, best checkpoint, resumable.
+
+Steps and offsets of quantizers learn at `scale_lr`, all else at `lr`. With a teacher the loss is that of Hinton et al.
+(2015): (1 - a) · loss(y, labels) + a · T² · KL(softmax(teacher / T) ‖ softmax(y / T)), and `loss` may be None.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgeq.errors import RecipeError
+from edgeq.files import replacing
+from edgeq.train.fake import FakeQuantize
+from edgeq.train.qat import Batch, call
+from edgeq.types import Progress, silent
+
+Loss = Callable[[Any, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """epochs: passes over the batches. patience: epochs without a better score before it ends; 0 for never.
+
+    alpha, temperature: of distillation.
+    """
+
+    epochs: int = 10
+    lr: float = 1e-3
+    scale_lr: float = 1e-3
+    weight_decay: float = 0.0
+    patience: int = 0
+    alpha: float = 0.5
+    temperature: float = 2.0
+    seed: int = 0
+
+
+@dataclass
+class Trained:
+    """scores: of each epoch, higher is better. best: the epoch whose weights the module now holds."""
+
+    scores: list[float]
+    best: int
+
+
+def fit(
+    module: nn.Module,
+    batches: Callable[[], Iterable[tuple[Batch, Tensor]]],
+    score: Callable[[nn.Module], float],
+    settings: Fit = Fit(),
+    *,
+    loss: Loss | None = functional.cross_entropy,
+    teacher: nn.Module | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: Progress = silent,
+) -> Trained:
+    """Train a module and leave the weights of its best epoch in it.
+
+    batches: called for each epoch, yields (inputs, labels). score: of the module in evaluation mode, higher is better.
+    checkpoint: a file to go on from and to save each epoch to. Raises RecipeError with neither loss nor teacher, or
+    for a checkpoint of other settings.
+    """
+    if loss is None and teacher is None:
+        raise RecipeError("nothing to train for: give a loss, a teacher, or both")
+    torch.manual_seed(settings.seed)
+    optimizer = torch.optim.Adam(_groups(module, settings))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs, eta_min=settings.lr * 1e-2)
+    done = Trained([], -1)
+    kept = {k: v.clone() for k, v in module.state_dict().items()}
+    path = Path(checkpoint) if checkpoint is not None else None
+    if path is not None and path.exists():
+        kept = _resume(path, module, optimizer, schedule, settings, done)
+    for epoch in range(len(done.scores), settings.epochs):
+        if settings.patience and epoch - done.best > settings.patience:
+            break
+        module.train()
+        for inputs, labels in batches():
+            made = call(module, inputs)
+            optimizer.zero_grad()
+            _objective(made, labels, inputs, loss, teacher, settings).backward()
+            optimizer.step()
+        schedule.step()
+        module.eval()
+        with torch.no_grad():
+            done.scores.append(score(module))
+        if done.best < 0 or done.scores[-1] > done.scores[done.best]:
+            done.best = epoch
+            kept = {k: v.clone() for k, v in module.state_dict().items()}
+        if path is not None:
+            _save(path, module, optimizer, schedule, settings, done, kept)
+        progress("train", epoch + 1, settings.epochs)
+    module.load_state_dict(kept)
+    module.eval()
+    return done
+
+
+def _groups(module: nn.Module, settings: Fit) -> list[dict[str, Any]]:
+    steps = {id(p) for m in module.modules() if isinstance(m, FakeQuantize) for p in m.parameters(recurse=False)}
+    both = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {
+            "params": [p for p in both if id(p) not in steps],
+            "lr": settings.lr,
+            "weight_decay": settings.weight_decay,
+        },
+        {"params": [p for p in both if id(p) in steps], "lr": settings.scale_lr},
+    ]
+
+
+def _objective(
+    made: Any, labels: Tensor, inputs: Batch, loss: Loss | None, teacher: nn.Module | None, settings: Fit
+) -> Tensor:
+    if teacher is None:
+        assert loss is not None
+        return loss(made, labels)
+    with torch.no_grad():
+        wanted = call(teacher.eval(), inputs)
+    t = settings.temperature
+    soft = functional.kl_div(
+        (made / t).log_softmax(-1), (wanted / t).log_softmax(-1), log_target=True, reduction="none"
+    )
+    distilled = t * t * soft.sum(-1).mean()
+    return distilled if loss is None else (1 - settings.alpha) * loss(made, labels) + settings.alpha * distilled
+
+
+def _save(
+    path: Path, module: nn.Module, optimizer: Any, schedule: Any, settings: Fit, done: Trained, kept: dict[str, Tensor]
+) -> None:
+    state = {
+        "settings": vars(settings),
+        "module": module.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "schedule": schedule.state_dict(),
+        "scores": done.scores,
+        "best": done.best,
+        "kept": kept,
+        "random": torch.get_rng_state(),
+    }
+    with replacing(path) as file:
+        torch.save(state, file)
+
+
+def _resume(
+    path: Path, module: nn.Module, optimizer: Any, schedule: Any, settings: Fit, done: Trained
+) -> dict[str, Tensor]:
+    try:
+        state = torch.load(path, weights_only=True)
+        if state["settings"] != vars(settings):
+            raise RecipeError(f"{path}: of a run with other settings; give another checkpoint file, or remove it")
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+    except (RuntimeError, KeyError, EOFError, ValueError) as error:  # what torch raises for other modules and bad files
+        raise RecipeError(f"{path}: not a checkpoint of this module ({type(error).__name__}); remove it") from None
+    done.scores, done.best = list(state["scores"]), int(state["best"])
+    torch.set_rng_state(state["random"])
+    kept: dict[str, Tensor] = state["kept"]
+    return kept
