@@ -79,11 +79,13 @@ def solve_layers(
     sequential: bool,
     keep: Path | None,
     progress: Progress,
+    device: str = "cpu",
 ) -> tuple[Solution, dict[str, str]]:
     """The weights of a plan, and {node: reason} for those that have to stay float.
 
     data: None for algorithms that need none. keep: a folder of finished layers: one whose weight, statistics and
-    recipe are the same is not solved again. Raises CalibrationError for an algorithm that needs data and has none.
+    recipe are the same is not solved again. device: cuda solves GPTQ's layers there, where torch's form of it has one
+    for them. Raises CalibrationError for an algorithm that needs data and has none.
     """
     solution = Solution({}, {}, {})
     failed: dict[str, str] = {}
@@ -96,7 +98,7 @@ def solve_layers(
     while layer is not None:
         solved = None
         try:
-            solved = _kept(layer, keep, work)
+            solved = _kept(layer, keep, work, device)
             solution.weights[layer.plan.node, layer.plan.index] = solved
         except ModelError as error:
             failed[layer.plan.node] = str(error)
@@ -257,19 +259,19 @@ def _read_after(graph: ir.Graph, cut: int) -> list[str]:
     return list(found)
 
 
-def _kept(layer: Layer, keep: Path | None, work: Path) -> QTensor:
+def _kept(layer: Layer, keep: Path | None, work: Path, device: str) -> QTensor:
     """Solve the layer, or take it from the folder of finished ones."""
     plan = layer.plan
     if keep is None:
-        return _solved(layer, work)
-    digest = hashlib.sha256(f"{plan.spec} {plan.algorithm} {layer.weight.shape}".encode())
+        return _solved(layer, work, device)
+    digest = hashlib.sha256(f"{plan.spec} {plan.algorithm} {device} {layer.weight.shape}".encode())
     for array in (layer.weight, *((layer.stats.gram,) if layer.stats else ())):
         digest.update(np.ascontiguousarray(array).data)
     path = keep / f"{digest.hexdigest()}.npz"
     if path.exists():
         with np.load(path, allow_pickle=False) as held:
             return QTensor(held["data"], QParams(held["scale"], held["zero_point"], plan.spec))
-    solved = _solved(layer, work)
+    solved = _solved(layer, work, device)
     keep.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with open(partial, "wb") as stream:
@@ -278,10 +280,13 @@ def _kept(layer: Layer, keep: Path | None, work: Path) -> QTensor:
     return solved
 
 
-def _solved(layer: Layer, work: Path) -> QTensor:
+def _solved(layer: Layer, work: Path, device: str) -> QTensor:
     """The layer's codes, on disk where they are many."""
     plan, weight = layer.plan, layer.weight
     solve = load("edgeq.weights", plan.algorithm, "quantize").quantize
+    if device == "cuda" and plan.algorithm == "gptq" and layer.stats is not None:
+        on_gpu = load("edgeq.train", "gptq_cuda", "quantize")
+        solve = on_gpu.quantize if on_gpu.takes(plan.spec) else solve
     if weight.size < MANY:
         return solve(np.asarray(weight), plan.spec, layer.stats)
     codes = spilled(weight.shape, affine.storage_dtype(plan.spec.dtype), work)

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import onnx_ir as ir
@@ -38,7 +38,8 @@ class Ways:
 
     stats: a file of them to use in place of data. save_stats: a file to write them to. moments: of the model's
     BatchNormalizations, to run it on made-up data (`edgeq.datafree`). keep: a folder for finished layers, of
-    weight-only quantization, so that a run that was cut off goes on where it was.
+    weight-only quantization, so that a run that was cut off goes on where it was. device: where GPTQ solves a
+    layer, if it can.
     """
 
     workers: int = 1
@@ -47,6 +48,7 @@ class Ways:
     save_stats: str | os.PathLike[str] | None = None
     moments: Moments | None = None
     keep: str | os.PathLike[str] | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
 
     def __post_init__(self) -> None:
         if self.workers < 1:

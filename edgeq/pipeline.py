@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 import onnx_ir as ir
@@ -90,6 +90,7 @@ def quantize(
     stats: str | os.PathLike[str] | None = None,
     save_stats: str | os.PathLike[str] | None = None,
     keep: str | os.PathLike[str] | None = None,
+    device: Literal["cpu", "cuda"] = "cpu",
     bpw: float | None = None,
     max_bytes: int | None = None,
     recorded: Path | None = None,
@@ -101,13 +102,13 @@ def quantize(
 
     target: by default the recipe's. calib: see `edgeq.data.open_data`; only the static method needs it.
     eval_data: what to verify on, by default `calib`. check: whether to verify. layers: measure every layer too.
-    workers, dask, stats, save_stats, keep: see `edgeq.observation.Ways`. recorded: see `edgeq.verify`.
+    workers, dask, stats, save_stats, keep, device: see `edgeq.observation.Ways`. recorded: see `edgeq.verify`.
     data_free: calibrate on made-up data. bpw, max_bytes: see `edgeq.allocation`.
     settings: fields of the recipe, which win over `recipe`'s; None leaves one as it is.
     Raises an EdgeqError, and then leaves nothing behind.
     """
     path = Path(model)
-    ways = Ways(workers, dask, stats, save_stats, keep=keep)
+    ways = Ways(workers, dask, stats, save_stats, keep=keep, device=device)
     if data_free and not (calib is None and stats is None):
         raise RecipeError("--data-free makes data up: leave out --calib and --stats")
     chosen = resolve_recipe(recipe, target, **settings)
@@ -299,7 +300,9 @@ def _quantize(
         made, limited = split_outliers(plan(prepared, target, recipe, excluded), prepared, target, recipe, summaries)
         if recipe.method == "weight_only":
             keep = Path(ways.keep) if ways.keep else None
-            solution, failed = solve_layers(made, prepared, samples, work, recipe.sequential, keep, progress)
+            solution, failed = solve_layers(
+                made, prepared, samples, work, recipe.sequential, keep, progress, ways.device
+            )
         else:
             solution, failed = solve(
                 made, prepared, limited, progress=partial(_count, progress, "solve", len(made.weights))

@@ -25,6 +25,14 @@ class Samples:
     def get_next(self) -> dict[str, np.ndarray] | None:
         return self.left.pop() if self.left else None
 
+    def __iter__(self) -> Samples:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if not self.left:
+            raise StopIteration
+        return self.left.pop()
+
 
 def config(method: str, bits: int, block: int, feeds: Feeds):  # type: ignore[no-untyped-def]
     from onnxruntime.quantization import QuantFormat

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -42,6 +42,7 @@ def quantize(
         typer.Option("--sequential/--at-once", help="Solve packed weights on what quantized layers before give."),
     ] = None,
     keep: Annotated[Path | None, typer.Option(help="Folder of finished layers, to go on after a kill.")] = None,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where GPTQ solves layers; cuda needs torch.")] = "cpu",
     bpw: Annotated[float | None, typer.Option(help="Bits a packed weight, on average: layers share them out.")] = None,
     max_bytes: Annotated[int | None, typer.Option(help="Bytes of the artifact, in place of --bpw.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe.toml; options given beside it win.")] = None,
@@ -87,6 +88,7 @@ def quantize(
             block=block,
             sequential=sequential,
             keep=keep,
+            device=device,
             bpw=bpw,
             max_bytes=max_bytes,
             shapes=shapes_of(shape),
