@@ -76,6 +76,7 @@ def collect(
             if value in merged:
                 merged[value].merge(summary)
             else:
+                summary.settle()
                 merged[value] = summary
     return merged, count
 

@@ -105,8 +105,10 @@ class Extrema:
         self.near_lo, self.near_hi = min(self.near_lo, lo), max(self.near_hi, hi)
         self.updates += 1
         self.near_updates += 1
-        units = _units(lo), _units(hi)
-        self.sums = [a + b for a, b in zip(self.sums, units * 2, strict=True)]
+        lo_units, hi_units = _units(lo), _units(hi)
+        for i in (0, 2):
+            self.sums[i] += lo_units
+            self.sums[i + 1] += hi_units
 
     def _update_far(self, x: np.ndarray) -> None:
         size = np.abs(x).reshape(-1)

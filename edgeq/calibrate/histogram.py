@@ -85,16 +85,20 @@ class Histogram:
         if lo is None or hi is None:
             lo, hi = float(flat.min()), float(flat.max())
         if lo > -FAR and hi < FAR:
-            self.near.add(flat, max(-lo, hi), weight)
-            if weight > 1:
-                for end in (lo, hi):
-                    self.near.counts[int(end / self.near.width) + LIMIT - 1] += 1
+            self.update_near(flat, np.array([lo, hi], np.float32), weight)
             return
         size = np.abs(flat)
         near, far = flat[size < FAR], flat[(size >= FAR) & (size < np.inf)]
         for bins, part in ((self.near, near), (self.far, far)):
             if part.size:
                 bins.add(part, float(np.abs(part).max()), weight)
+
+    def update_near(self, x: np.ndarray, ends: np.ndarray, weight: int) -> None:
+        """Take 1-D float32 values that all are near; ends: the extrema of each tensor that they are of."""
+        reach = float(np.abs(ends).max())
+        self.near.add(x, reach, weight)
+        if weight > 1:
+            self.near.add(ends.reshape(-1), reach)
 
     def merge(self, other: Histogram) -> None:
         """Add what `other` saw."""

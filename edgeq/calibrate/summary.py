@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -10,6 +10,8 @@ from edgeq.calibrate.extrema import Extrema, trim_masks
 from edgeq.calibrate.glance import Glance, glance
 from edgeq.calibrate.histogram import LIMIT, Histogram
 from edgeq.types import Range
+
+_WAITING = 8
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,14 @@ class Mass:
 class Summary:
     """Accumulator of one tensor. histogram: None when no calibrator asked for it.
 
-    limit: what the range need not reach beyond, whatever was seen.
+    limit: what the range need not reach beyond, whatever was seen. waiting: samples that the histogram is still to
+    count, several at a time, because it leaves the cache in between.
     """
 
     extrema: Extrema = field(default_factory=Extrema)
     histogram: Histogram | None = None
     limit: Range | None = None
+    waiting: list[Glance] = field(default_factory=list)
 
     def update(self, x: np.ndarray, stride: int = 1) -> None:
         """Take one sample or batch: all of it for the extrema, every `stride`-th element for the histogram."""
@@ -56,13 +60,31 @@ class Summary:
         else:
             looked_at = seen.part if seen.values is None else seen.values
             self.extrema.update_range(seen.lo, seen.hi, max(looked_at.size, 1))
-        if self.histogram is not None:
+        if self.histogram is None:
+            return
+        if not seen.near:
             self.histogram.update(seen.part, seen.lo, seen.hi, seen.weight)
+            return
+        self.waiting.append(replace(seen, values=None))
+        if len(self.waiting) >= _WAITING:
+            self.settle()
+
+    def settle(self) -> None:
+        """Let the histogram count what is waiting."""
+        waiting, self.waiting = self.waiting, []
+        if self.histogram is None:
+            return
+        for weight in {seen.weight for seen in waiting}:
+            some = [seen for seen in waiting if seen.weight == weight]
+            ends = np.array([(seen.lo, seen.hi) for seen in some], np.float32)
+            self.histogram.update_near(np.concatenate([seen.part.reshape(-1) for seen in some]), ends, weight)
 
     def merge(self, other: Summary) -> None:
         """Add what `other` saw. Raises ValueError when only one of the two has a histogram."""
         if (self.histogram is None) != (other.histogram is None):
             raise ValueError("a summary with a histogram can't merge with one without")
+        self.settle()
+        other.settle()
         self.extrema.merge(other.extrema)
         if self.histogram is not None and other.histogram is not None:
             self.histogram.merge(other.histogram)
@@ -77,6 +99,7 @@ class Summary:
 
         That is: no histogram, a single value, or values and masks in the same bins.
         """
+        self.settle()
         bounds = self.bounds()
         reach = max(-bounds.lo, bounds.hi)
         if self.histogram is None or bounds.lo == bounds.hi:
@@ -96,6 +119,7 @@ class Summary:
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything as plain arrays, for npz; `from_state` is the inverse."""
+        self.settle()
         out = {f"extrema.{k}": v for k, v in self.extrema.state().items()}
         if self.histogram is not None:
             out |= {f"histogram.{k}": v for k, v in self.histogram.state().items()}
