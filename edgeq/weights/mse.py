@@ -31,9 +31,9 @@ def quantize(
     signed_scale: symmetric scales may be negative, so that the lowest code may serve either sign.
     Raises ModelError for an empty or non-finite weight, RecipeError when stats do not fit the weight.
     """
-    importance = _importance(w, spec, stats) if weighted and stats is not None else None
+    h = importance(w, spec, stats) if weighted and stats is not None else None
     groups, shape = to_groups(np.asarray(w, np.float32), spec)
-    weights = np.ones((1, 1), np.float32) if importance is None else to_groups(importance, spec)[0]
+    weights = np.ones((1, 1), np.float32) if h is None else to_groups(h, spec)[0]
     affine.weight_ranges(w, PerTensor())  # refuses NaN, infinity and emptiness
     factors = np.linspace(1.0, least, candidates)
     rows = max(1, _CHUNK // groups.shape[1])
@@ -41,9 +41,9 @@ def quantize(
     zero = np.empty(len(groups), np.int32)
     for start in range(0, len(groups), rows):
         part = slice(start, start + rows)
-        h = weights if weights.size == 1 else np.ascontiguousarray(weights[part])
+        weight = weights if weights.size == 1 else np.ascontiguousarray(weights[part])
         x = np.ascontiguousarray(groups[part])  # sums, and so the result, must not hang on the memory layout
-        scale[part], zero[part] = search(x, h, spec, factors, signed_scale)
+        scale[part], zero[part] = search(x, weight, spec, factors, signed_scale)
     params = QParams(scale.reshape(shape), zero.reshape(shape), spec)
     return QTensor(affine.quantize(w, params), params)
 
@@ -64,7 +64,7 @@ def to_groups(w: np.ndarray, spec: QSpec) -> tuple[np.ndarray, tuple[int, ...]]:
             return np.moveaxis(blocks, axis + 1, -1).reshape(-1, size), shape
 
 
-def _importance(w: np.ndarray, spec: QSpec, stats: Stats) -> np.ndarray:
+def importance(w: np.ndarray, spec: QSpec, stats: Stats) -> np.ndarray:
     """diag(gram) / count in the shape of w, along the axis of its K features."""
     granularity = spec.granularity
     if isinstance(granularity, PerBlock):
