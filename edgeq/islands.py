@@ -172,12 +172,15 @@ class _Islands:
                 for value in [*ins[1:], *outs]:
                     groups.join(ins[0], value)
         fixed_groups = {groups.root(value): output for value, output in fixed.items()}
+        # Where the answer itself becomes codes, a range that cuts peaks off would let the best classes draw.
+        whole, usual = self.context.target.whole, self.context.recipe.calibrator
+        answers = {groups.root(value) for value in specs if whole and value.is_graph_output()}
         return [
             ValuePlan(
                 value.name or "",
                 specs[groups.root(value)][0],
                 groups.root(value).name or "",
-                specs[value][1],
+                "minmax" if groups.root(value) in answers and specs[value][1] == usual else specs[value][1],
                 value in writers,
                 tuple(dict.fromkeys(names)),
                 fixed_groups.get(groups.root(value)),

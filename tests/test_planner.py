@@ -40,6 +40,7 @@ def test_a_whole_plan_leaves_nothing_float(model):
     assert {n.decision for n in made.nodes} <= {"integer", "folded"}
     inputs, outputs = ({v.name for v in ends} for ends in (model.graph.inputs, model.graph.outputs))
     assert inputs | outputs <= {v.name for v in made.values}
+    assert {v.name for v in made.values if v.calibrator == "minmax"} == outputs
 
 
 def test_what_a_whole_plan_has_no_integers_for_is_named(model):
