@@ -20,7 +20,7 @@ from tests.require import require
 from tests.runners import tiny
 from tests.runners.test_litert import two_layers
 from tests.runners.test_ssh import board  # noqa: F401 (a fixture)
-from tests.runners.test_web import commands
+from tests.runners.test_web import folder, processes  # noqa: F401 (a fixture)
 
 RUNNERS = registry.names("edgeq.runners", having="open_session")
 CHILDREN = [*(n for n in RUNNERS if n not in ("cpu", "cuda")), "chromium"]
@@ -66,10 +66,11 @@ def spoil(session: Any, tmp_path: Path, end: dict[str, str], mark: int) -> Path:
     return started
 
 
-def left(mark: int) -> list[str]:
+def left(mark: int) -> dict[int, str]:
     """Processes of the spoiled program that still run, after a moment for those that are just ending."""
+    found: dict[int, str] = {}
     for _ in range(50):
-        found = [line for line in commands() if f"600.{mark}" in line]
+        found = processes(Path(f"600.{mark}"))
         if not found:
             break
         time.sleep(0.1)
@@ -85,7 +86,7 @@ def test_a_hang_is_stopped_with_all_that_it_started(name: str, tmp_path: Path, b
         session.run(feeds)
     assert "\n" not in str(raised.value)
     assert started.exists()
-    assert left(mark) == []
+    assert left(mark) == {}
 
 
 @pytest.mark.parametrize("name", [n for n in CHILDREN if n != "chromium"])
@@ -97,35 +98,31 @@ def test_a_death_is_one_line(name: str, tmp_path: Path, board: dict[str, str]) -
         session.run(feeds)
     assert "\n" not in str(raised.value)
     assert started.exists()
-    assert left(mark) == []
+    assert left(mark) == {}
 
 
-def test_a_browser_that_dies_or_hangs(tmp_path: Path) -> None:
-    session, feeds = session_of("chromium", tmp_path, {"timeout": 6.0})
-    program = tmp_path / session.program.name
+def test_a_browser_that_dies_or_hangs(folder: Path) -> None:  # noqa: F811
+    session, feeds = session_of("chromium", folder, {"timeout": 6.0})
+    program = folder / session.program.name
     program.write_text("export const httpFiles = () => null; export const run = () => new Promise(() => {});")
     session.program = program
     with pytest.raises(ToolError, match=r"^web \(chromium\): stopped after 6 s"):
         session.run(feeds)
 
     def kill() -> None:
-        for _ in range(100):
-            for entry in Path("/proc").glob("[0-9]*/cmdline"):
-                try:
-                    line = entry.read_bytes().decode(errors="replace")
-                except OSError:  # it ended meanwhile
-                    continue
-                if "edgeq-browser-" in line and "--headless" in line and "--type=" not in line:
-                    os.kill(int(entry.parent.name), signal.SIGKILL)
+        for _ in range(200):
+            for number, line in processes(folder).items():
+                if "--headless" in line and "--type=" not in line:
+                    os.kill(number, signal.SIGKILL)
                     return
-            time.sleep(0.05)
+            time.sleep(0.02)
 
     killer = threading.Thread(target=kill)
     killer.start()
     with pytest.raises(ToolError, match=r"^web \(chromium\): killed by SIGKILL"):
         session.run(feeds)
     killer.join()
-    assert [line for line in commands() if "edgeq-browser-" in line] == []
+    assert processes(folder) == {}
 
 
 def endless(path: Path) -> Path:

@@ -1,5 +1,6 @@
 import getpass
 import io
+import itertools
 import os
 import shlex
 import shutil
@@ -59,8 +60,15 @@ def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         server.wait()
 
 
+@pytest.fixture(autouse=True)
+def own_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders on the board begin with this process's number, since others may be testing beside it."""
+    count = itertools.count()
+    monkeypatch.setattr("edgeq.runners.ssh.secrets.token_hex", lambda size: f"{os.getpid()}-{next(count)}")
+
+
 def left_behind() -> list[Path]:
-    return [p for p in Path("/tmp").glob("edgeq-*") if (p / "_child.py").exists()]
+    return [p for p in Path("/tmp").glob(f"edgeq-{os.getpid()}-*") if (p / "_child.py").exists()]
 
 
 @pytest.mark.parametrize("external", [False, True])

@@ -1,5 +1,6 @@
 import json
 import shutil
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -78,28 +79,51 @@ def test_a_model_it_cannot_run_is_one_line(tmp_path: Path, browser: str) -> None
 
 
 @pytest.mark.parametrize("browser", BROWSERS)
-def test_time_limit_leaves_no_process(tmp_path: Path, browser: str) -> None:
+def test_time_limit_leaves_no_process(folder: Path, browser: str) -> None:
     present(browser)
-    session = web.open_session(tiny.qdq_conv(tmp_path / "tiny.onnx"), browser=browser, timeout=0.05)
+    session = web.open_session(tiny.qdq_conv(folder / "tiny.onnx"), browser=browser, timeout=0.05)
     with pytest.raises(ToolError, match=r"stopped after 0\.05 s"):
         session.run(tiny.samples(1)[0])
-    assert not [line for line in commands() if "edgeq-browser-" in line or web.CHILD.name in line]
+    assert processes(folder) == {}
 
 
-def commands() -> list[str]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this test's temporary folders go, and no other test's."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def processes(folder: Path) -> dict[int, str]:
+    """Those that were started in the folder or name it: process number → command line."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
         try:
-            found.append(entry.read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+            line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if line and (str(folder) in line or (entry / "cwd").resolve().is_relative_to(folder)):
+                found[int(entry.name)] = line
         except OSError:  # it ended meanwhile
             continue
     return found
 
 
-def test_browser_is_gone_after_a_run(tmp_path: Path) -> None:
+def test_browser_is_gone_after_a_run(folder: Path) -> None:
     present("chromium")
-    web.open_session(tiny.qdq_conv(tmp_path / "tiny.onnx"), browser="chromium").run(tiny.samples(1)[0])
-    assert not [line for line in commands() if "edgeq-browser-" in line]
+    seen = threading.Event()
+
+    def look() -> None:
+        while not seen.is_set() and not stop.wait(0.02):
+            if processes(folder):
+                seen.set()
+
+    stop = threading.Event()
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    web.open_session(tiny.qdq_conv(folder / "tiny.onnx"), browser="chromium").run(tiny.samples(1)[0])
+    stop.set()
+    watcher.join()
+    assert seen.is_set()  # it was there, so the next line says something
+    assert processes(folder) == {}
 
 
 def test_server_gives_only_the_job(tmp_path: Path) -> None:
