@@ -1,5 +1,6 @@
 """Weight-only artifacts: onnxruntime computes on them what numpy does on the dequantized weights."""
 
+import msgspec
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -21,14 +22,14 @@ from edgeq.solve import solve
 from edgeq.types import PerBlock, PerChannel, QParams, QSpec, QTensor
 from edgeq.weights import rtn
 
-TARGET = targets.load("generic")
+TARGET = msgspec.structs.replace(targets.load("generic"), accuracy_level=0)  # inputs as they are
 
 
 def draw(*shape, seed=0):
     return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
 
 
-def made_of(body, inits, inputs="float[N,64] x", outputs="float[] y", **settings):
+def made_of(body, inits, inputs="float[N,64] x", outputs="float[] y", target=TARGET, **settings):
     """(float model, artifact, weights as they are stored, decision by node)."""
     proto = parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> g ({inputs}) => ({outputs}) {{ {body} }}')
     proto.graph.initializer.extend(numpy_helper.from_array(a, k) for k, a in inits.items())
@@ -39,7 +40,7 @@ def made_of(body, inits, inputs="float[N,64] x", outputs="float[] y", **settings
     solution, failed = solve(made, model, {})
     assert not failed
     store_tables(model, made, solution)
-    weight_only.apply(model, made, solution, TARGET)
+    weight_only.apply(model, made, solution, target)
     io.check(model)
     return proto, ir.to_proto(model), solution.weights, {n.name: n.decision for n in made.nodes}
 
@@ -164,3 +165,16 @@ def test_blocks_of_a_channels_scale_say_the_same():
         np.testing.assert_array_equal(*(affine.dequantize(t.data, t.params) for t in (tensor, blocks)))
         shifted: QTensor = weight_only.unsigned(rtn.quantize(draw(*shape), QSpec("int8", granularity=PerBlock(1, 8))))
         assert shifted.data.dtype == np.uint8
+
+
+def test_the_level_is_the_targets(tmp_path):
+    """Level 4 rounds the input to int8 in blocks: a relative error of about 1 / 254 / sqrt(3) of each block's range."""
+    w, x = draw(256, 24), draw(5, 256)
+    outputs = []
+    for level in (0, 4):
+        target = msgspec.structs.replace(TARGET, accuracy_level=level)
+        _, made, _, _ = made_of("y = MatMul (x, w)", {"w": w}, "float[N,256] x", target=target)
+        (node,) = [n for n in made.graph.node if n.op_type == "MatMulNBits"]
+        assert {a.name: a.i for a in node.attribute}["accuracy_level"] == level
+        outputs.append(run(made, tmp_path, x=x)[0][0])
+    assert 35 < sqnr_db(*outputs) < 55
