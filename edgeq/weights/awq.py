@@ -2,10 +2,7 @@
 
     argmin over ρ ≤ 1 of tr (W_g - W'_g(ρ)) H_g (W_g - W'_g(ρ))ᵀ,   W'_g(ρ): the range of group g shrunk to ρ
 
-(the clip search of Lin et al., "AWQ", 2023, section 3.2, on the Gram matrix in place of samples), and, by
-`input_scales`, factors that make the loud features' weights larger before rounding:
-
-    y = (x / f) (W f)ᵀ,   f_k = mean|x_k|^α, divided by √(max f · min f),   α ∈ [0, 1] the best of a grid
+(the clip search of Lin et al., "AWQ", 2023, on the Gram matrix in place of samples; without its scales of the input).
 """
 
 from __future__ import annotations
@@ -15,7 +12,7 @@ import numpy as np
 from edgeq.numerics import affine
 from edgeq.types import QSpec, QTensor, Stats
 from edgeq.weights import mse, rtn
-from edgeq.weights.rows import hessian, output_error, rows
+from edgeq.weights.rows import hessian, rows
 
 NEEDS_DATA = True
 
@@ -58,22 +55,3 @@ def _better(best: tuple[np.ndarray, ...], now: tuple[np.ndarray, ...], group: in
     wins = now[0] < best[0]
     masks = (wins, np.repeat(wins, group, 0), wins, wins)
     return tuple(np.where(mask, new, old) for mask, new, old in zip(masks, now, best, strict=True))
-
-
-def input_scales(w: np.ndarray, spec: QSpec, stats: Stats, grid: int = 20) -> np.ndarray:
-    """The factors f, float32 (K,), all positive, by which features of `w` are multiplied and those of x divided.
-
-    Chosen by the error of the whole layer's output with plain rounding; all 1 when nothing is better than that.
-    """
-    found = rows(w, spec)
-    mean = np.maximum(stats.mean_abs, 1e-4 * max(float(stats.mean_abs.mean()), 1e-30))
-    best, least = np.ones(found.features, np.float32), np.inf
-    for alpha in np.linspace(0.0, 1.0, grid + 1)[:-1]:
-        f = mean**alpha
-        f = (f / np.sqrt(f.max() * f.min())).astype(np.float32)
-        spread = found.spread(f)
-        q = rtn.quantize(w * spread, spec)
-        error = output_error(w, affine.dequantize(q.data, q.params) / spread, spec, stats)
-        if error < least:
-            best, least = f, error
-    return best

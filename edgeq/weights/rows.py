@@ -57,10 +57,6 @@ class Rows:
             found.append(np.array(np.broadcast_to(columns, (groups, n))))
         return found[0], found[1]
 
-    def spread(self, f: np.ndarray) -> np.ndarray:
-        """A number a feature, (K,), in a shape that broadcasts against the weight."""
-        return f[:, None] if self.axis == 0 else f
-
     def _layout(self, x: np.ndarray) -> np.ndarray:
         """(K, N) as the weight lies."""
         if self.axis is not None and len(self.shape) == 2:

@@ -65,21 +65,6 @@ def test_awq_cuts_ranges_as_a_sweep_over_outputs_would(granularity):
     np.testing.assert_allclose(mine, np.min(errors, 0), rtol=1e-2)
 
 
-def test_awq_scales_help_loud_features():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(500, 64)) * np.where(np.arange(64) % 16 == 0, 30.0, 1.0)
-    w = rng.normal(size=(32, 64)).astype(np.float32)
-    spec = QSpec("int4", granularity=PerBlock(1, 32))
-    f = awq.input_scales(w, spec, stats_of(x))
-    assert f.shape == (64,)
-    assert f[::16].min() > f[1:16].max()
-    q = rtn.quantize(w * f, spec)
-    scaled = (((x / f) @ (w * f - real(q)).T) ** 2).sum() / len(x)
-    assert scaled < 0.6 * output_error(w, rtn.quantize(w, spec), x)
-    turned = QSpec("int4", granularity=PerBlock(0, 32))
-    np.testing.assert_allclose(awq.input_scales(np.ascontiguousarray(w.T), turned, stats_of(x)), f)
-
-
 @pytest.mark.parametrize("dtype", ["int2", "int4", "uint4", "uint2"])
 def test_hqq_lowers_the_norm_it_is_of(dtype):
     w = weight(64, 128)

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from benchmarks import large, nbits, weights
+from benchmarks.measure import session
+from edgeq.numerics import affine
+from edgeq.types import PerBlock, QSpec
+from edgeq.weights import rtn
+from sample_models import tinypy
+
+
+def test_calibration_is_not_what_is_reported():
+    windows = weights.training_windows(6)
+    assert windows.shape == (6, tinypy.CONTEXT)
+    held_out = (tinypy.FOLDER / "eval.bin").read_bytes()
+    for window in windows:
+        assert bytes(window.astype(np.uint8))[100:300] not in held_out
+
+
+def test_rows_and_commands(tmp_path):
+    rows = list(weights.wanted("*"))
+    assert len({(r.format, r.method) for r in rows}) == len(rows)
+    assert {r.method for r in rows} >= {"gptq", "gptq --at-once", "ort hqq", "ort k_quant", "ort gptq"}
+    for row in rows:
+        line, artifact = weights.command(row, tmp_path / "m", tmp_path / "c", tmp_path)
+        assert artifact.is_relative_to(tmp_path)
+        assert all(isinstance(word, str) for word in line)
+    assert [r.format for r in weights.wanted("3.? bpw / gptq")] == ["3.0 bpw", "3.5 bpw"]
+
+
+def test_cells_of_any_row():
+    assert weights.cells(weights.Row("f", "m", failed="why"))[2] == "failed"
+    full = weights.cells(weights.Row("f", "m", 1.25, 0.01, 0.05, 1234567, 3.4, 10**8))
+    assert full == ["f", "m", "1.2500", "0.0100", "+0.0500", "1,234,567", "3", "100"]
+    assert len(weights.cells(weights.Row("f", "m"))) == len(weights.HEADINGS)
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_levels_are_of_the_same_product(tmp_path, bits):
+    found = nbits.models(64, tmp_path)
+    x = np.random.default_rng(1).normal(size=(3, 64)).astype(np.float32)
+    w = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    q = rtn.quantize(w, QSpec(f"int{bits}", granularity=PerBlock(0, 32)))
+    exact = x @ affine.dequantize(q.data, q.params)
+    for level in nbits.LEVELS:
+        made = session(found[f"{bits} bits, level {level}"], 1).run(None, {"x": x})[0]
+        assert np.abs(made - exact).max() < (0.5 if level == 4 else 1e-3)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_the_large_model_is_a_model(tmp_path, monkeypatch, sparse):
+    monkeypatch.setattr(large, "WIDE", 64)
+    monkeypatch.setattr(large, "NARROW", 32)
+    monkeypatch.setattr(large, "BYTES", 4 * 64 * 32)
+    monkeypatch.setattr(large, "CHUNK", 1 << 12)
+    path = large.build(tmp_path, 3e-5, sparse)
+    y = session(path, 1).run(None, {"x": np.ones((2, 32), np.float32)})[0]
+    assert y.shape == (2, 32)
+    assert y.any() != sparse
+    assert large.plain(tmp_path / "large.data", tmp_path / "copy", 0.5) >= 0
