@@ -65,7 +65,7 @@ class Summary:
         if not seen.near:
             self.histogram.update(seen.part, seen.lo, seen.hi, seen.weight)
             return
-        self.waiting.append(replace(seen, values=None))
+        self.waiting.append(replace(seen, part=seen.part.copy(), values=None))  # a view would keep all of it alive
         if len(self.waiting) >= _WAITING:
             self.settle()
 
