@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -126,9 +126,9 @@ def walk_layers(plan: Plan, model: ir.Model, data: Dataset | None, work: Path, s
     constants = {v.name: v for v in model.graph.initializers.values()}
     with tempfile.TemporaryDirectory(dir=work, prefix="layers-") as folder:
         changed = model.clone()
-        streams = [_Stream(model, Path(folder) / "float")]
+        streams = [Stream(model, Path(folder) / "float")]
         if sequential:
-            streams.append(_Stream(changed, Path(folder) / "quantized"))
+            streams.append(Stream(changed, Path(folder) / "quantized"))
         for layer in rest:
             value = constants.get(layer.value)
             tensor = value.const_value if value is not None else _inner(model, layer.value)
@@ -165,7 +165,7 @@ def _put(model: ir.Model, layer: WeightPlan, real: np.ndarray | None) -> None:
         node.replace_input_with(layer.index, add_initializer(model.graph, name, real))
 
 
-def _statistics(streams: list[_Stream], name: str) -> tuple[Stats, np.ndarray | None]:
+def _statistics(streams: list[Stream], name: str) -> tuple[Stats, np.ndarray | None]:
     """Of x', and the sum of (x - x') x'ᵀ, None where x' is x."""
     gram: Gram | None = None
     cross: np.ndarray | None = None
@@ -182,7 +182,7 @@ def _statistics(streams: list[_Stream], name: str) -> tuple[Stats, np.ndarray | 
     return gram.result(), cross
 
 
-def _behind(model: ir.Model, layer: WeightPlan, streams: list[_Stream], name: str) -> np.ndarray | None:
+def _behind(model: ir.Model, layer: WeightPlan, streams: list[Stream], name: str) -> np.ndarray | None:
     """The sum of (r - r') x'ᵀ for the r that the layer's output is added to, where it is known by then."""
     node = next(n for n in model.graph if n.name == layer.node)
     add = sole_consumer(node.outputs[0])
@@ -199,14 +199,18 @@ def _behind(model: ir.Model, layer: WeightPlan, streams: list[_Stream], name: st
 
 
 @dataclass
-class _Stream:
-    """Samples on their way through a model: one .npz a sample, of the values that nodes from `cut` on will read."""
+class Stream:
+    """Samples on their way through a model: one .npz a sample, of the values that nodes from `cut` on will read.
+
+    memory: hold them there instead, for few samples.
+    """
 
     model: ir.Model
     folder: Path
     cut: int = 0
     live: tuple[str, ...] = ()
     count: int = field(default=0)
+    memory: dict[int, Feeds] | None = None
 
     def start(self, data: Iterable[Feeds]) -> None:
         self.folder.mkdir()
@@ -237,14 +241,25 @@ class _Stream:
     def each(self, name: str) -> Iterator[np.ndarray]:
         return (self._read(index)[name] for index in range(self.count))
 
+    def change(self, name: str, function: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Put another array in the place of a value, sample by sample."""
+        for index in range(self.count):
+            held = self._read(index)
+            self._write(index, {**held, name: function(held[name])})
+
     def _feeds(self, name: str) -> bool:
         return name not in self.model.graph.initializers
 
     def _read(self, index: int) -> Feeds:
+        if self.memory is not None:
+            return self.memory[index]
         with np.load(self.folder / f"{index}.npz", allow_pickle=False) as held:
             return {name: held[name] for name in held.files}
 
     def _write(self, index: int, values: Feeds) -> None:
+        if self.memory is not None:
+            self.memory[index] = values
+            return
         np.savez(self.folder / f"{index}.npz", **values)  # type: ignore[arg-type]
 
 

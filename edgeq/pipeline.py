@@ -13,7 +13,7 @@ import msgspec
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, TopologicalSortPass
 
-from edgeq import golden
+from edgeq import golden, recovery
 from edgeq import recipe as recipes
 from edgeq import target as targets
 from edgeq.allocation import allocated
@@ -281,6 +281,7 @@ def _quantize(
     progress: Progress,
 ) -> tuple[ir.Model, Plan, Evidence]:
     """Plan, collect, solve and rewrite. Gives the quantized model, the final plan and what to report of the way."""
+    path = recovery.before(prepared, path, target, recipe, data, work, progress)
     progress("plan", 0, None)
     excluded: dict[str, str] = {}
     made = plan(prepared, target, recipe, excluded)
@@ -304,9 +305,9 @@ def _quantize(
                 made, prepared, samples, work, recipe.sequential, keep, progress, ways.device
             )
         else:
-            solution, failed = solve(
-                made, prepared, limited, progress=partial(_count, progress, "solve", len(made.weights))
-            )
+            counted = partial(_count, progress, "solve", len(made.weights))
+            known = recovery.layer_stats(prepared, path, made, data, recipe) if recipe.method == "static" else {}
+            solution, failed = solve(made, prepared, limited, known, counted)
         if not failed:
             break
         excluded |= failed
@@ -318,6 +319,7 @@ def _quantize(
     rewritten = prepared
     if rewriting:
         rewritten = load("edgeq.passes", rewriting, "apply").apply(prepared, made, solution, target)
+        recovery.after(rewritten, path, made, recipe, data, work, progress)
     return integer_only(rewritten, recipe.rounding) if recipe.integer_only else rewritten, made, evidence
 
 

@@ -70,6 +70,8 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     TFLite's reference (double) or once (single).
     bits, block: of packed weights, in place of the target's own (tables take bits from rules alone); a block of 0 is a
     scale a channel. sequential: packed weights are solved on what the quantized layers before them make of the data.
+    passes: repair of static quantization (see `edgeq/recovery.py`): equalize and smooth before rounding, bias_correct
+    behind it.
     """
 
     schema_version: Literal[1] = 1
@@ -80,6 +82,7 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     bits: Literal[2, 4, 8] | None = None
     block: Annotated[int, msgspec.Meta(ge=0)] | None = None
     sequential: bool = True
+    passes: tuple[Literal["equalize", "smooth", "bias_correct"], ...] = ()
     samples: Annotated[int, msgspec.Meta(ge=0)] = 128
     seed: int = 0
     elementwise: Literal["auto", "all", "none"] = "auto"
