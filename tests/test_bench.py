@@ -125,7 +125,7 @@ def test_command(models, tmp_path, run):
         ([str(models[0]), "--threads", "two"], "--threads 'two': give counts"),
         ([str(tmp_path / "no.onnx")], "no.onnx"),
         ([str(models[0]), "--host", "pi:x"], "'pi:x' is not a board"),
-        ([str(models[0]), "-t", "nnapi"], "nnapi: onnxruntime CPU tells no speed"),
+        ([str(models[0]), "-t", "nnapi"], "nnapi: NNAPI's arithmetic, emulated tells no speed"),
     ):
         code, _, err = run("bench", *arguments)
         assert code == 2

@@ -15,11 +15,21 @@ def inspect(
     float_free: Annotated[
         bool, typer.Option("--float-free", help="List float tensors between the model's ends; exit 1 if there are any.")
     ] = False,
+    nnapi: Annotated[
+        int | None,
+        typer.Option("--nnapi", min=27, max=35, help="What NNAPI takes of a quantized model at an Android API level."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Operators, sizes, opset, dynamic axes and the largest tensors of a model."""
-    from edgeq.report.inspect import float_table, float_tensors, inspect_file, inspect_tables
+    from edgeq.report.inspect import float_table, float_tensors, inspect_file, inspect_tables, nnapi_tables, on_nnapi
 
+    if nnapi is not None:
+        import msgspec
+
+        pieces = on_nnapi(model, nnapi)
+        print_json(msgspec.to_builtins(pieces)) if as_json else show(nnapi_tables(model, pieces))
+        return
     if not float_free:
         found = inspect_file(model)
         print_json(found) if as_json else show(inspect_tables(found))

@@ -115,7 +115,7 @@ def _transpose_conv(call: Call) -> np.ndarray:
 
 
 def _fully_connected(call: Call) -> np.ndarray:
-    x, w, bias, common = _layer(call, "real" if call.quant().dtype != "uint8" else "double")
+    x, w, bias, common = _layer(call, "real")
     params = fully_connected.FullyConnectedParams(**common)
     return fully_connected.fully_connected(x.reshape(-1, w.shape[1]), w, bias, params).reshape(call.out.shape)
 

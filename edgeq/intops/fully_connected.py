@@ -1,7 +1,7 @@
 """FULLY_CONNECTED: y = clamp(requantize((x - zx) @ (w - zw).T + bias)), weights per tensor or per output channel.
 
-LiteRT's reference kernel differs from its convolutions here: for int8 and int16 it multiplies by the real multiplier
-in float64 and rounds half away from zero, which `rounding="real"` does; uint8 uses the mantissa and shift.
+LiteRT's reference kernel differs from its convolutions here: it multiplies by the real multiplier in float64 and rounds
+half away from zero, which `rounding="real"` does. NNAPI's uses the mantissa and shift, as in its convolutions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """RESIZE_BILINEAR and RESIZE_NEAREST_NEIGHBOR of NHWC codes; input and output share scale and zero point.
 
-Bilinear works in Q10: positions and weights are multiples of 1/1024, the result is rounded half away from zero.
-Nearest computes positions in float32.
+Bilinear works in Q10 on int8: positions and weights are multiples of 1/1024, the result is rounded half away from
+zero. On uint8 it is computed in float32, 0.5 is added, and it is truncated. Nearest computes positions in float32.
 """
 
 from __future__ import annotations
@@ -36,8 +36,33 @@ def axis_bilinear(n: int, out: int, params: ResizeParams) -> tuple[np.ndarray, n
     return lower, upper, position - 1024 * lower
 
 
+def _axis_float(n: int, out: int, params: ResizeParams) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`axis_bilinear` in float32."""
+    ratio = (n - 1, out - 1) if params.align_corners and out > 1 else (n, out)
+    scale, position = np.float32(ratio[0]) / np.float32(ratio[1]), np.arange(out, dtype=np.float32)
+    half = np.float32(0.5)
+    position = (position + half) * scale - half if params.half_pixel_centers else position * scale
+    lower = np.maximum(np.floor(position), 0).astype(np.int64)
+    upper = np.minimum(np.ceil(position), n - 1).astype(np.int64)
+    return lower, upper, position - lower.astype(np.float32)
+
+
+def _bilinear_float(x: np.ndarray, params: ResizeParams) -> np.ndarray:
+    y0, y1, wy = _axis_float(x.shape[1], params.size[0], params)
+    x0, x1, wx = _axis_float(x.shape[2], params.size[1], params)
+    one, real = np.float32(1), x.astype(np.float32)
+    wy, wx = wy[:, None, None], wx[:, None]
+    total = real[:, y0][:, :, x0] * (one - wy) * (one - wx)
+    total += real[:, y1][:, :, x0] * wy * (one - wx)
+    total += real[:, y0][:, :, x1] * (one - wy) * wx
+    total += real[:, y1][:, :, x1] * wy * wx
+    return (total + np.float32(0.5)).astype(np.int32).astype(x.dtype)
+
+
 def resize_bilinear(x: np.ndarray, params: ResizeParams) -> np.ndarray:
-    """x (N, H, W, C) int8 -> (N, OH, OW, C)."""
+    """x (N, H, W, C) int8, int16 or uint8 -> (N, OH, OW, C)."""
+    if x.dtype == np.uint8:
+        return _bilinear_float(x, params)
     y0, y1, wy = axis_bilinear(x.shape[1], params.size[0], params)
     x0, x1, wx = axis_bilinear(x.shape[2], params.size[1], params)
     wide = x.astype(np.int64)

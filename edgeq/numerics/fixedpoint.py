@@ -16,8 +16,7 @@ outputs contradicted (4,000 for MEAN), and "±1" means that no rounding reproduc
 
                                                     reference    optimized    XNNPACK (the default)
     CONV_2D, TRANSPOSE_CONV, DEPTHWISE_CONV_2D      double       ±1           single or half_even
-    FULLY_CONNECTED int8 and int16                  real         ±1           single or half_even
-    FULLY_CONNECTED uint8                           double
+    FULLY_CONNECTED int8, int16 and uint8           real         ±1           single or half_even
     BATCH_MATMUL, RELU, RELU6                       double       double       double
     ADD, SUB                                        double       double       ±1, 1 in 50,000
     MUL                                             double       double (*)   single or half_even

@@ -11,6 +11,8 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from edgeq.graph import io
 from edgeq.graph.edit import all_graphs
+from edgeq.graph.infer import infer
+from edgeq.nnapi.partition import Partitioning, partition
 from edgeq.passes.integer_ends import floats
 from edgeq.report.tables import mb, plain, table
 
@@ -66,6 +68,31 @@ def float_table(path: Path, left: list[dict[str, str]]) -> list[Any]:
     rows = [(row["name"], row["producer"]) for row in left]
     listed = [table("float tensors", ("tensor", "made by"), rows)] if rows else []
     return [plain(f"{path}: {found} between its ends"), *listed]
+
+
+def on_nnapi(path: Path, level: int) -> Partitioning:
+    """What onnxruntime's NNAPI provider would take of the model at an Android API level."""
+    model = io.load(path)
+    infer(model)
+    return partition(model.graph, level)
+
+
+def nnapi_tables(path: Path, found: Partitioning) -> list[Any]:
+    pieces = [
+        (i, len(p.nodes), p.nodes[0], p.nodes[-1], len(p.inputs), len(p.outputs), p.bytes)
+        for i, p in enumerate(found.partitions)
+    ]
+    rest = [(f.node, f.op, f.reason) for f in found.cpu]
+    headings = ("", "nodes", "first", "last", "inputs", "outputs", "bytes copied")
+    taken = found.nodes - len(found.cpu)
+    return [
+        plain(
+            f"{path} on NNAPI, API {found.api_level}: {taken} of {found.nodes} nodes in {len(pieces)} partitions, "
+            f"{found.bytes} bytes copied over their borders each time"
+        ),
+        *([table("partitions", headings, pieces, right=(0, 1, 4, 5, 6))] if pieces else []),
+        *([table("on the CPU", ("node", "op", "why"), rest)] if rest else []),
+    ]
 
 
 def _value(value: ir.Value) -> dict[str, Any]:

@@ -74,16 +74,28 @@ def test_fully_connected(seed, k, n, per_channel, biased, x_q, y_q, fused) -> No
 @given(SEEDS, quants("uint8"), quants("uint8"), st.integers(0, 255))
 def test_uint8_fully_connected(seed: int, x_q: Quant, y_q: Quant, w_zero: int) -> None:
     rng = np.random.default_rng(seed)
-    x, w = codes(rng, (3, 20), "uint8"), codes(rng, (4, 20), "uint8")
-    scale = np.float32([y_q.scale * 2.0 ** rng.uniform(-24, -6) / x_q.scale])
-    bias = rng.integers(-5000, 5000, 4).astype(np.int32)
+    x, w = codes(rng, (30, 20), "uint8"), codes(rng, (40, 20), "uint8")
+    scale = np.float32([y_q.scale * 2.0 ** rng.uniform(-12, -6) / x_q.scale])
+    bias = rng.integers(-5000, 5000, 40).astype(np.int32)
     want = run_op(
         "FULLY_CONNECTED",
         [activation("x", x.shape, x_q), constant("w", w, scale, np.array([w_zero])),
          constant("b", bias, np.float32(x_q.scale) * scale)],
-        {"x": x}, activation("y", (3, 4), y_q), {},
+        {"x": x}, activation("y", (30, 40), y_q), {},
     )  # fmt: skip
-    same(fully_connected(x, w, bias, FullyConnectedParams(x_q, scale, y_q, w_zero, rounding="double")), want)
+    same(fully_connected(x, w, bias, FullyConnectedParams(x_q, scale, y_q, w_zero)), want)
+
+
+def test_halves_are_rounded_away_from_zero() -> None:
+    """Where the real multiplier, and both ways with a mantissa, give three answers."""
+    x, w = np.arange(256, dtype=np.uint8).reshape(256, 1), np.array([[129], [131]], np.uint8)
+    one = Quant(1.0, 128, "uint8")
+    operands = [activation("x", x.shape, one), constant("w", w, np.float32(0.5), np.array([128])), None]
+    want = run_op("FULLY_CONNECTED", operands, {"x": x}, activation("y", (256, 2), one), {})
+    params = [FullyConnectedParams(one, np.float32(0.5), one, 128, rounding=r) for r in ("real", "single", "half_even")]
+    answers = [fully_connected(x, w, None, p) for p in params]
+    same(answers[0], want)
+    assert all((other != want).any() for other in answers[1:])
 
 
 def test_overflow_is_reported() -> None:
