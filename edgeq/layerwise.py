@@ -22,10 +22,11 @@ import onnx_ir as ir
 
 from edgeq.calibrate.gram import Gram
 from edgeq.data import Dataset, Feeds
+from edgeq.data.arrays import read_npz
 from edgeq.errors import CalibrationError, ModelError
 from edgeq.files import let_go, spilled
 from edgeq.graph import io
-from edgeq.graph.edit import add_initializer, is_constant, sole_consumer
+from edgeq.graph.edit import add_initializer, is_constant, rank, sole_consumer
 from edgeq.numerics import affine
 from edgeq.plan import Plan, WeightPlan
 from edgeq.registry import load
@@ -62,7 +63,8 @@ def stages(model: ir.Model, plan: Plan) -> tuple[list[Stage], list[WeightPlan]]:
     rest: list[WeightPlan] = []
     for layer in plan.weights:
         node = nodes.get(layer.node)
-        data = node.inputs[0] if node is not None and node.op_type in ("MatMul", "Gemm") else None
+        flat = node is not None and node.op_type in ("MatMul", "Gemm") and rank(node.inputs[layer.index]) == 2
+        data = node.inputs[0] if node is not None and flat else None
         if data is None or is_constant(data):
             rest.append(layer)
         else:
@@ -284,8 +286,11 @@ def _kept(layer: Layer, keep: Path | None, work: Path, device: str) -> QTensor:
         digest.update(np.ascontiguousarray(array).data)
     path = keep / f"{digest.hexdigest()}.npz"
     if path.exists():
-        with np.load(path, allow_pickle=False) as held:
+        try:
+            held = read_npz(path)
             return QTensor(held["data"], QParams(held["scale"], held["zero_point"], plan.spec))
+        except (CalibrationError, KeyError):  # damaged: it is made anew
+            path.unlink()
     solved = _solved(layer, work, device)
     keep.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
