@@ -14,13 +14,13 @@ from edgeq.data import Dataset
 from edgeq.errors import CalibrationError, RecipeError
 from edgeq.graph import io
 from edgeq.graph.edit import static_shape
-from edgeq.layerwise import Stage, Stream
 from edgeq.passes import equalize, smooth
 from edgeq.passes.bias_correct import correct, with_biases
 from edgeq.plan import INTEGER, Plan
 from edgeq.recipe import Recipe
 from edgeq.registry import load
 from edgeq.shards import chosen
+from edgeq.streams import Stage, Stream
 from edgeq.target import Target
 from edgeq.types import Progress, Stats
 

@@ -131,3 +131,41 @@ def test_data_is_asked_for(tmp_path):
     with pytest.raises(CalibrationError, match="gptq weights need data"):
         edgeq.quantize(path, "generic", None, tmp_path / "out", method="weight_only", weight="gptq")
     assert edgeq.quantize(path, "generic", None, tmp_path / "out", method="weight_only", weight="mse").artifact.exists()
+
+
+def test_a_damaged_layer_is_solved_again(tmp_path):
+    path = save(tmp_path, text(BODY, "float[N,32] x"), weights())
+    options = {
+        "method": "weight_only",
+        "weight": "gptq",
+        "bits": 4,
+        "block": 16,
+        "check": False,
+        "keep": tmp_path / "k",
+    }
+    first = edgeq.quantize(path, "generic", samples(), tmp_path / "a", **options).artifact.read_bytes()
+    for file in (tmp_path / "k").glob("*.npz"):
+        file.write_bytes(file.read_bytes()[:-40])
+    assert edgeq.quantize(path, "generic", samples(), tmp_path / "b", **options).artifact.read_bytes() == first
+
+
+def test_branches_and_weights_of_three_axes(tmp_path):
+    """The branch reads a value of the main graph that a cut lies between; one weight is a stack of matrices."""
+    body = """a = MatMul (x, w1)  r = Relu (a)  c = ReduceSum <keepdims=0> (x)  z = Constant <value = float {0.0}> ()
+              t = Greater (c, z)
+              b = If (t) <then_branch = g1 () => (float[N,48] p) { p = Neg (r) },
+                          else_branch = g2 () => (float[N,48] q) { q = Identity (r) }>
+              d = MatMul (b, w2)  u = Unsqueeze (d, n)  y = MatMul (u, w3)"""
+    inits = {
+        "w1": draw(32, 48, seed=1) / 5, "w2": draw(48, 32, seed=2) / 5, "w3": draw(2, 32, 16, seed=3),
+        "n": np.array([0]),
+    }  # fmt: skip
+    path = save(tmp_path, text(body, "float[N,32] x"), inits)
+    made = edgeq.quantize(
+        path, "generic", samples(), tmp_path / "out", method="weight_only", weight="gptq", bits=8, block=16, check=False
+    )
+    held_out = [{"x": draw(8, 32, seed=i)} for i in range(6)]
+    assert sqnr_db(outputs(path, held_out), outputs(made.artifact, held_out)) > 35
+    assert {n.name: n.decision for n in made.plan.nodes if n.op == "MatMul"} == dict.fromkeys(
+        ("MatMul_0", "MatMul_6", "MatMul_8"), "packed"
+    )
