@@ -62,6 +62,22 @@ def coverage(model: ir.Model, plan: Plan, target: Target) -> Coverage:
     return Coverage(plan.target, plan.method, nodes, operations, islands, crossings, reasons)
 
 
+def integer_share(model: ir.Model) -> float:
+    """Of a written artifact's multiply-accumulates, the share with codes on both sides; 0 where there are none."""
+    total = integer = 0
+    for node, _ in walk(model.graph):
+        if node.op_type in ("MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul"):
+            summed = _dims(node.inputs[1])
+            count = prod(_dims(node.outputs[0])) * prod(summed[1:] if "Conv" in node.op_type else summed[-2:-1])
+            total, integer = total + count, integer + count
+            continue
+        count = macs(node)
+        producers = [v.producer() for v in node.inputs[:2] if v is not None]
+        coded = all(p is not None and p.op_type == "DequantizeLinear" for p in producers)
+        total, integer = total + count, integer + (count if coded else 0)
+    return integer / max(total, 1)
+
+
 def macs(node: ir.Node) -> int:
     """Multiply-accumulates of a Conv, ConvTranspose, Gemm or MatMul; free dimensions count as 1, other operators 0."""
     if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):

@@ -39,7 +39,7 @@ class Ways:
     stats: a file of them to use in place of data. save_stats: a file to write them to. moments: of the model's
     BatchNormalizations, to run it on made-up data (`edgeq.datafree`). keep: a folder for finished layers, of
     weight-only quantization, so that a run that was cut off goes on where it was. device: where GPTQ solves a
-    layer, if it can.
+    layer, if it can. rank: also measure what each node's rounding alone does (`edgeq.search.sensitivity`).
     """
 
     workers: int = 1
@@ -49,6 +49,7 @@ class Ways:
     moments: Moments | None = None
     keep: str | os.PathLike[str] | None = None
     device: Literal["cpu", "cuda"] = "cpu"
+    rank: bool = False
 
     def __post_init__(self) -> None:
         if self.workers < 1:

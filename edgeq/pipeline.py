@@ -41,6 +41,7 @@ from edgeq.report import build as reports
 from edgeq.report.evidence import Evidence, drawn, ranges
 from edgeq.report.folder import publish, work_folder
 from edgeq.report.schema import Report, dump
+from edgeq.search.sensitivity import sensitivity
 from edgeq.shards import chosen as drawn_by
 from edgeq.solve import solve
 from edgeq.target import Method, Target
@@ -91,6 +92,7 @@ def quantize(
     save_stats: str | os.PathLike[str] | None = None,
     keep: str | os.PathLike[str] | None = None,
     device: Literal["cpu", "cuda"] = "cpu",
+    rank: bool = False,
     bpw: float | None = None,
     max_bytes: int | None = None,
     recorded: Path | None = None,
@@ -102,13 +104,13 @@ def quantize(
 
     target: by default the recipe's. calib: see `edgeq.data.open_data`; only the static method needs it.
     eval_data: what to verify on, by default `calib`. check: whether to verify. layers: measure every layer too.
-    workers, dask, stats, save_stats, keep, device: see `edgeq.observation.Ways`. recorded: see `edgeq.verify`.
+    workers, dask, stats, save_stats, keep, device, rank: see `edgeq.observation.Ways`. recorded: see `edgeq.verify`.
     data_free: calibrate on made-up data. bpw, max_bytes: see `edgeq.allocation`.
     settings: fields of the recipe, which win over `recipe`'s; None leaves one as it is.
     Raises an EdgeqError, and then leaves nothing behind.
     """
     path = Path(model)
-    ways = Ways(workers, dask, stats, save_stats, keep=keep, device=device)
+    ways = Ways(workers, dask, stats, save_stats, keep=keep, device=device, rank=rank)
     if data_free and not (calib is None and stats is None):
         raise RecipeError("--data-free makes data up: leave out --calib and --stats")
     chosen = resolve_recipe(recipe, target, **settings)
@@ -314,6 +316,8 @@ def _quantize(
     progress("rewrite", 0, None)
     warnings = ("calibrated on made-up data: measure the artifact on real samples",) if ways.data_free else ()
     evidence = Evidence(drawn(prepared, made), ranges(made, limited, solution.groups), about, warnings)
+    if ways.rank and data is not None and recipe.method == "static":
+        evidence = replace(evidence, sensitivity=sensitivity(prepared, made, solution, data, work, progress))
     store_tables(prepared, made, solution)
     rewriting = target.rewrites.get(recipe.method, REWRITES[recipe.method])
     rewritten = prepared

@@ -58,6 +58,25 @@ class Scores:
         return None
 
 
+@dataclass
+class Agreement:
+    """How often the greatest element of each row of the first output is where the float model has it.
+
+    A metric function: called with float's outputs first, then with the artifact's.
+    """
+
+    reference: np.ndarray | None = None
+    __name__ = "agreement with float"
+
+    def __call__(self, outputs: list[dict[str, np.ndarray]], extras: dict[str, np.ndarray]) -> float:
+        tops = np.concatenate([next(iter(out.values())).argmax(-1).reshape(-1) for out in outputs])
+        if self.reference is None:
+            self.reference = tops
+            return 1.0
+        agreed, self.reference = float(np.mean(tops == self.reference)), None
+        return agreed
+
+
 def scores(data: Dataset, labels: str | None, metric: str | MetricFunction | None) -> Scores:
     """The metric asked for. Raises CalibrationError when the labels are not in the data, or no metric is callable."""
     if labels is not None:

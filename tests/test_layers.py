@@ -15,7 +15,7 @@ FILES = sorted((ROOT / "edgeq").rglob("*.py"))
 
 FLOORS = (
     {"__init__", "__main__", "cli", "pytest_plugin"},
-    {"gate"},
+    {"gate", "tune"},
     {"pipeline"},
     {"observation", "workers", "shards", "layerwise", "streams", "recovery", "allocation", "verification", "probe"},
     {"package", "verify", "matrix", "scores", "bench", "report", "search"},
@@ -52,6 +52,7 @@ SIDEWAYS = (
     ("recovery", "streams", "shards"),
     ("verify", "matrix", "scores", "report"),
     ("package", "report"),
+    ("search", "report"),
     ("bench", "report"),
     ("train", "export", "runners", "formats"),
     ("planner", "islands", "eligible", "plan"),

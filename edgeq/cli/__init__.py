@@ -21,6 +21,7 @@ COMMANDS = (
     "inspect",
     "plan",
     "quantize",
+    "tune",
     "verify",
     "bench",
     "check",

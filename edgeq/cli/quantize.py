@@ -65,13 +65,14 @@ def quantize(
     min_sqnr: MinSqnr = None,
     check: Annotated[bool, typer.Option("--verify/--no-verify", help="Run the result against the float model.")] = True,
     layers: Annotated[bool, typer.Option("--layers", help="Also measure every layer that both models have.")] = False,
+    rank: Annotated[bool, typer.Option("--sensitivity", help="Also what each node's rounding alone does.")] = False,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Quantize a model for a target, verify it there, and write model.onnx, recipe.toml and report.json."""
     from edgeq import pipeline
     from edgeq.report.schema import dump
-    from edgeq.report.tables import failure_table, result_table
+    from edgeq.report.tables import failure_table, result_table, sensitivity_table
     from edgeq.verify import Budget
 
     with progress(quiet or as_json) as advance:
@@ -101,6 +102,7 @@ def quantize(
             budget=Budget(max_drop, min_sqnr),
             check=check,
             layers=layers,
+            rank=rank,
             data_free=data_free,
             workers=workers,
             dask=dask,
@@ -111,5 +113,5 @@ def quantize(
     if as_json:
         print_line(dump(result.report).decode().rstrip())
     elif not quiet:
-        show(result_table(result.report, result.folder))
+        show(result_table(result.report, result.folder), sensitivity_table(result.report))
     judge(result.report.verification, failure_table, quiet or as_json)

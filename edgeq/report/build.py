@@ -50,6 +50,7 @@ def build(
         graph=evidence.graph,
         ranges=evidence.ranges,
         compiled=evidence.compiled,
+        sensitivity=evidence.sensitivity,
     )
 
 

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from edgeq.calibrate.summary import Summary
 from edgeq.plan import Plan, walk
-from edgeq.report.schema import ActivationRange, DrawnNode
+from edgeq.report.schema import ActivationRange, DrawnNode, Sensitivity
 from edgeq.types import INT_RANGES, QParams
 
 BINS = 32
@@ -20,7 +20,7 @@ BINS = 32
 @dataclass(frozen=True)
 class Evidence:
     """graph, ranges: see `Report`. calibration: what to say of the data. warnings: what to beware of in it.
-    compiled: figures of the target's compiler.
+    compiled: figures of the target's compiler. sensitivity: see `Report`.
     """
 
     graph: tuple[DrawnNode, ...]
@@ -28,6 +28,7 @@ class Evidence:
     calibration: dict[str, Any]
     warnings: tuple[str, ...] = ()
     compiled: dict[str, Any] = field(default_factory=dict)
+    sensitivity: tuple[Sensitivity, ...] = ()
 
 
 def drawn(model: ir.Model, plan: Plan) -> tuple[DrawnNode, ...]:

@@ -59,6 +59,15 @@ class ActivationRange(msgspec.Struct, frozen=True):
     counts: tuple[int, ...] = ()
 
 
+class Sensitivity(msgspec.Struct, frozen=True):
+    """What one node's rounding alone does: mean squared change of the outputs over their variance."""
+
+    name: str
+    op: str
+    error: float
+    macs: int = 0
+
+
 class LostSlice(msgspec.Struct, frozen=True):
     axis: int
     index: int
@@ -168,7 +177,9 @@ class Bench(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True):
-    """compiled: figures of the target's compiler, such as an NPU's; empty without one."""
+    """compiled: figures of the target's compiler, such as an NPU's; empty without one. sensitivity: of every node
+    that rounds, the most harmful first, where it was asked for.
+    """
 
     model: FileInfo
     artifact: FileInfo
@@ -185,7 +196,47 @@ class Report(msgspec.Struct, frozen=True):
     graph: tuple[DrawnNode, ...] = ()
     ranges: tuple[ActivationRange, ...] = ()
     compiled: dict[str, Any] = {}
+    sensitivity: tuple[Sensitivity, ...] = ()
     schema_version: Literal[1] = 1
+
+
+class Trial(msgspec.Struct, frozen=True):
+    """One recipe, quantized and verified. digest: the folder that holds it. drop: float's metric minus its own.
+
+    integer: share of the multiply-accumulates. speedup: over float, 0 where nothing was timed. seconds: 0 where it was
+    found, not run. kept: it was the best so far. misses: what of the budget it doesn't meet. problem: why it has no
+    figures.
+    """
+
+    step: str
+    digest: str
+    metric: str = ""
+    reference: float = 0.0
+    value: float = 0.0
+    drop: float = 0.0
+    sqnr_db: float = 0.0
+    bytes: int = 0
+    integer: float = 0.0
+    speedup: float = 0.0
+    seconds: float = 0.0
+    kept: bool = False
+    misses: tuple[str, ...] = ()
+    problem: str = ""
+
+
+class Tuning(msgspec.Struct, frozen=True):
+    """`tuning.json`. best: digest of the trial whose artifact was taken. front: those that none beats in loss and size.
+
+    sentence: how it ended, and why where no trial meets the budget.
+    """
+
+    model: str
+    target: str
+    trials: tuple[Trial, ...]
+    best: str
+    met: bool
+    sentence: str
+    front: tuple[str, ...] = ()
 
 
 def dump(report: msgspec.Struct) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from edgeq.coverage import Coverage
 from edgeq.plan import FLOAT, Plan
-from edgeq.report.schema import OutputDrift, Report, Verification
+from edgeq.report.schema import OutputDrift, Report, Tuning, Verification
 
 # Control characters, line and paragraph separators, marks that reverse the reading direction, lone surrogates.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -93,6 +94,28 @@ def failure_table(found: Verification) -> list[Any]:
     worst = sorted(found.layers, key=lambda row: 1e9 if row.sqnr_db is None else row.sqnr_db)[:10]
     rows = [(row.name, row.op, db(row.sqnr_db)) for row in worst]
     return [table("worst layers", ("node", "op", "SQNR"), rows, right=(2,))] if rows else []
+
+
+def tuning_table(found: Tuning) -> list[Any]:
+    """What was tried, what it gave, and what it took."""
+    rows = []
+    for t in found.trials:
+        time = "found" if not t.seconds and not t.problem else f"{t.seconds:.1f} s"
+        if t.problem:
+            rows.append((t.step, t.problem, "", "", "", "", time, ""))
+            continue
+        figures = (f"{t.value:.4f}", f"{t.drop:+.4f}", f"{t.sqnr_db:.1f} dB", mb(t.bytes), f"{t.integer:.0%}", time)
+        mark = "taken" if t.digest == found.best else "better" if t.kept else ""
+        rows.append((t.step, *figures, mark))
+    name = next((t.metric for t in found.trials if t.metric), "metric")
+    columns = ("step", name, "drop", "worst SQNR", "size", "integer MACs", "time", "")
+    return [table("", columns, rows, right=(1, 2, 3, 4, 5, 6)), plain(found.sentence)]
+
+
+def sensitivity_table(report: Report) -> list[Any]:
+    """The nodes whose rounding does most."""
+    rows = [(s.name, s.op, db(-10 * math.log10(s.error) if s.error else None)) for s in report.sensitivity[:10]]
+    return [table("alone, these cost most", ("node", "op", "SQNR"), rows, right=(2,))] if rows else []
 
 
 def plan_table(made: Plan) -> list[Any]:
