@@ -22,6 +22,7 @@ COMMANDS = (
     "plan",
     "quantize",
     "tune",
+    "recalibrate",
     "verify",
     "bench",
     "check",
