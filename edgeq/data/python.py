@@ -86,8 +86,9 @@ def _feeds(given: Any, names: Sequence[str], inputs: Shapes) -> Feeds:
 
 
 def _array(value: Any) -> np.ndarray:
-    """A torch tensor may need a gradient or lie on another device, which numpy refuses."""
-    return np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    """A torch tensor may need a gradient or lie on another device, which numpy refuses. Text as numpy's own."""
+    array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+    return array.astype(str) if array.dtype == object else array
 
 
 def _singles(feeds: Feeds, inputs: Shapes) -> Iterator[Feeds]:

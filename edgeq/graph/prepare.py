@@ -25,7 +25,7 @@ from edgeq.graph.fuse import LINEAR, fold_affine
 from edgeq.graph.infer import infer
 from edgeq.graph.io import one_line
 
-MIN_OPSET, MAX_OPSET = 17, 25
+MIN_OPSET, MAX_OPSET = 17, 27
 
 # Each replaces a pattern of several nodes by the one operator that runtimes have a kernel for, or by nothing.
 FUSIONS = [

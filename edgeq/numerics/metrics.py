@@ -39,9 +39,14 @@ class DriftResult:
 
 
 def _clean(ref: np.ndarray, got: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Reference and error, float64; the reference is 0 where not finite, the error inf where it can't be told."""
+    """Reference and error, float64; the reference is 0 where not finite, the error inf where it can't be told.
+
+    Text is 1 each, and off by 1 where it differs.
+    """
     if ref.shape != got.shape:
         raise ValueError(f"shapes differ: reference {ref.shape}, got {got.shape}")
+    if ref.dtype.kind == "U":
+        return np.ones(ref.shape), (ref != got).astype(np.float64)
     r, g = np.asarray(ref, np.float64), np.asarray(got, np.float64)
     finite = np.isfinite(r) & np.isfinite(g)
     if finite.all():

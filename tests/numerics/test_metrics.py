@@ -123,3 +123,10 @@ def test_an_axis_of_varying_length_is_dropped():
 
 def test_nothing_seen():
     assert Drift().result() == metrics.DriftResult(np.inf, 1.0, 0.0, 0, ())
+
+
+def test_text_is_equal_or_not():
+    drift = Drift()
+    drift.update(np.array([["a", "b"], ["c", "d"]]), np.array([["a", "b"], ["c", "dd"]]))
+    assert drift.result().sqnr_db == pytest.approx(10 * np.log10(4))
+    assert metrics.sqnr_db(np.array(["a"]), np.array(["a"])) == np.inf
