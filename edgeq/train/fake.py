@@ -5,18 +5,23 @@
 `round` is half-even and passes gradients straight through (Bengio et al., 2013). Where the step `s` is learned, its
 gradient is that of LSQ (Esser et al., 2020): d y/d s = round(x/s) - x/s inside the range and the end's code outside,
 scaled by 1 / sqrt(N · qmax). The offset of an asymmetric activation is learned as in LSQ+ (Bhalgat et al., 2020).
+Where it is the clip that is learned, the step has the gradient of the range's ends alone (PACT, Choi et al., 2018).
 """
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeq.numerics.affine import params_shape
-from edgeq.types import PerBlock, PerChannel, QParams, QSpec
+from edgeq.numerics.affine import params_shape, quantize
+from edgeq.types import PerBlock, PerChannel, QParams, QSpec, QTensor
+
+Steps = Literal["lsq", "pact", "fixed"]
+"""How a step is trained: by LSQ, by its clip alone, or not at all (straight-through estimator)."""
 
 
 def round_through(x: Tensor) -> Tensor:
@@ -30,17 +35,18 @@ def scaled_gradient(x: Tensor, factor: float) -> Tensor:
 
 
 class FakeQuantize(nn.Module):
-    """One quantizer. learned: whether step and offset are trained (LSQ, LSQ+), or stay as initialized (STE).
+    """One quantizer. steps: how step and offset are trained.
 
     scale, zero_point: in the shape of `params_shape`; the zero point is kept as a real number and rounded when used.
     """
 
-    def __init__(self, spec: QSpec, shape: tuple[int, ...], learned: bool = True) -> None:
+    def __init__(self, spec: QSpec, shape: tuple[int, ...], steps: Steps = "lsq") -> None:
         super().__init__()
-        self.spec, self.learned, self.most = spec, learned, math.inf
+        self.spec, self.steps, self.most = spec, steps, math.inf
+        learned = steps != "fixed"
         self.scale = nn.Parameter(torch.ones(params_shape(shape, spec.granularity)), requires_grad=learned)
         offset = torch.zeros_like(self.scale)
-        self.zero_point = nn.Parameter(offset, requires_grad=learned and not spec.symmetric)
+        self.zero_point = nn.Parameter(offset, requires_grad=steps == "lsq" and not spec.symmetric)
 
     def start(self, params: QParams, bounds: tuple[float, float] = (-math.inf, math.inf)) -> None:
         """Take numbers that a calibrator or weight algorithm found.
@@ -59,6 +65,11 @@ class FakeQuantize(nn.Module):
         zero = self.zero_point.detach().round().clamp(self.spec.qmin, self.spec.qmax)
         return QParams(self.step().detach().cpu().numpy(), zero.cpu().numpy().astype(np.int32), self.spec)
 
+    def tensor(self, weight: Tensor) -> QTensor:
+        """The codes of a weight as the artifact will hold them."""
+        params = self.params()
+        return QTensor(quantize(weight.detach().cpu().numpy(), params), params)
+
     def step(self) -> Tensor:
         """The scale that is used: never 0, nor beyond what a bound allows."""
         stepped: Tensor = self.scale.abs().clamp(1e-8, self.most)
@@ -68,28 +79,29 @@ class FakeQuantize(nn.Module):
         low, high = self.spec.qmin, self.spec.qmax
         step: Tensor = self.step()
         zero: Tensor = self.zero_point
-        if self.learned and self.training:
+        if self.steps == "lsq" and self.training:
             shared = x.numel() / max(step.numel(), 1)
             factor = 1.0 / math.sqrt(shared * max(high, 1))
             step, zero = scaled_gradient(step, factor), scaled_gradient(zero, factor)
-        zero = round_through(zero).clamp(low, high)
-        x, step, zero = _aligned(x, step, zero, self.spec)
+        step, zero = aligned(step, x, self.spec), aligned(round_through(zero).clamp(low, high), x, self.spec)
+        if self.steps == "pact":
+            x = x.minimum((high - zero) * step).maximum((low - zero) * step)
+            codes = ((x / step).round() + zero).clamp(low, high)
+            return x + ((codes - zero) * step - x).detach()
         codes = (round_through(x / step) + zero).clamp(low, high)
         return (codes - zero) * step
 
 
-def _aligned(x: Tensor, step: Tensor, zero: Tensor, spec: QSpec) -> tuple[Tensor, Tensor, Tensor]:
-    """Step and zero point that broadcast against x; blocks are repeated, the last one possibly short."""
+def aligned(params: Tensor, x: Tensor, spec: QSpec) -> Tensor:
+    """Steps or zero points that broadcast against x; blocks are repeated, the last one possibly short."""
     match spec.granularity:
         case PerChannel(axis):
             dims = [1] * x.dim()
             dims[axis] = x.shape[axis]
-            return x, step.reshape(dims), zero.reshape(dims)
+            return params.reshape(dims)
         case PerBlock(axis, size):
-            keep = x.shape[axis]
-            wide = [t.repeat_interleave(size, axis).narrow(axis, 0, keep) for t in (step, zero)]
-            return x, wide[0], wide[1]
-    return x, step, zero
+            return params.repeat_interleave(size, axis).narrow(axis, 0, x.shape[axis])
+    return params
 
 
 class FakeBias(nn.Module):

@@ -18,10 +18,12 @@ from torch.nn import functional
 
 from edgeq.errors import RecipeError
 from edgeq.files import replacing
+from edgeq.train.coded import Shared, Signs
 from edgeq.train.fake import FakeQuantize
 from edgeq.train.qat import Batch, call
 from edgeq.types import Progress, silent
 
+QUANTIZERS = (FakeQuantize, Signs, Shared)
 Loss = Callable[[Any, Tensor], Tensor]
 
 
@@ -102,7 +104,8 @@ def fit(
 
 
 def _groups(module: nn.Module, settings: Fit) -> list[dict[str, Any]]:
-    steps = {id(p) for m in module.modules() if isinstance(m, FakeQuantize) for p in m.parameters(recurse=False)}
+    held = [m for m in module.modules() if isinstance(m, QUANTIZERS)]
+    steps = {id(p) for m in held for p in m.parameters(recurse=False)}
     both = [p for p in module.parameters() if p.requires_grad]
     return [
         {

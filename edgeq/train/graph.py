@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from edgeq.errors import ModelError
 from edgeq.train.fake import FakeQuantize
-from edgeq.train.ops import OPS
+from edgeq.train.ops import OPS, Op
 
 
 class TorchGraph(nn.Module):
@@ -49,6 +49,8 @@ class TorchGraph(nn.Module):
             self._last |= {v.name or "": index for v in node.inputs if v is not None}
         self._last |= {v.name or "": len(model.graph) for v in model.graph.outputs}
         self._observe: Mapping[str, Any] = {}
+        self.instead: dict[str, Op] = {}
+        """Functions of single nodes, by name, in place of their operator's."""
 
     def constant(self, name: str) -> nn.Parameter:
         """A float constant by its name in the graph."""
@@ -84,7 +86,7 @@ class TorchGraph(nn.Module):
         held = {name: self._seen(name, tensor) for name, tensor in held.items()}
         for index, node in enumerate(self.model.graph):
             operands = [None if v is None else self._read(v, held, node.name or "") for v in node.inputs]
-            made = OPS[node.op_type](node, *operands)
+            made = self.instead.get(node.name or "", OPS[node.op_type])(node, *operands)
             for out, tensor in zip(node.outputs, made if isinstance(made, tuple) else (made,), strict=False):
                 held[out.name or ""] = self._seen(out.name or "", tensor)
             for value in node.inputs:

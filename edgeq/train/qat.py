@@ -14,6 +14,7 @@ import inspect
 import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from edgeq.errors import CalibrationError
 from edgeq.export import export
 from edgeq.graph import io
 from edgeq.graph.prepare import prepare
-from edgeq.numerics.affine import quantize
 from edgeq.passes.tables import store_tables
 from edgeq.plan import Plan
 from edgeq.planner import plan
@@ -37,7 +37,8 @@ from edgeq.recipe import Recipe
 from edgeq.registry import load
 from edgeq.solve import activation_params, bias_tensors
 from edgeq.target import Target
-from edgeq.train.fake import FakeBias, FakeQuantize
+from edgeq.train.coded import THRESHOLDS, Shared, Signs
+from edgeq.train.fake import FakeBias, FakeQuantize, Steps, round_through
 from edgeq.train.graph import TorchGraph
 from edgeq.types import QTensor, Solution
 
@@ -59,12 +60,14 @@ def prepare_qat(
     batches: Iterable[Batch] = (),
     *,
     target: Target | None = None,
-    learned: bool = True,
+    steps: Steps = "lsq",
+    centroids: int = 0,
 ) -> Qat:
     """A module to train. model: a torch module (exported with `example`), or an ONNX model or file.
 
     batches: a few of them, to start the activations' ranges from by the recipe's calibrator. target: in place of the
-    recipe's, such as one of `with_bits`. learned: steps and offsets are trained (LSQ, LSQ+), or stay where they start.
+    recipe's, such as one of `with_bits`. steps: how those of activations are trained; a weight's by LSQ unless "fixed".
+    centroids: share so many values in each 8-bit weight. The recipe's `weight`, or a rule's, may be ternary or binary.
     Raises ModelError for an operator that can't be trained, CalibrationError without batches.
     """
     aim = target or targets.load(recipe.target)
@@ -73,21 +76,41 @@ def prepare_qat(
         load("edgeq.passes", name, "rewrite").rewrite(prepared)
     made = plan(prepared, aim, recipe)
     qat = Qat(prepared, made, aim)
-    _weights(qat, learned)
-    _activations(qat, batches, learned)
+    _weights(qat, steps, centroids)
+    _activations(qat, batches, steps)
     for bias in made.biases:
         layer = next(w for w in made.weights if w.node == bias.node)
         if qat.quantizer(bias.value) is None:
             qat.quantize_weight(bias.value, FakeBias(qat.quantizer(bias.act), qat.quantizer(layer.value)))
+    if "hard_swish" in aim.passes_after:
+        qat.instead |= {node.name or "": _rounded_gate for node in prepared.graph if _becomes_integers(node, made)}
     return qat
+
+
+def _rounded_gate(node: ir.Node, x: Tensor) -> Tensor:
+    """HardSwish as `edgeq.passes.hard_swish` writes it: its gate is rounded to steps of 1/255."""
+    return x * round_through((x / 6 + 0.5).clamp(0, 1) * 255) / 255
+
+
+def _becomes_integers(node: ir.Node, plan: Plan) -> bool:
+    """Is it a HardSwish that stands between uint8 codes and a Q that alone reads it?"""
+    if node.op_type != "HardSwish":
+        return False
+    planned = {value.name: value for value in plan.values}
+    before, after = (planned.get(v.name or "") for v in (node.inputs[0], node.outputs[0]) if v is not None)
+    if before is None or after is None or before.spec.dtype != "uint8":
+        return False
+    return (before.everyone or node.name in before.readers) and (
+        after.everyone or {use.node.name for use in node.outputs[0].uses()} <= set(after.readers)
+    )
 
 
 def with_bits(target: Target, weight: int, activation: int) -> Target:
     """A target whose linear layers have `weight`-bit weights and take `activation`-bit inputs, and nothing else.
 
     Types of less than 8 bits need opset 25 (2 bits) or 21 (4 bits). onnxruntime computes on none of them: the artifact
-    is as small as its weights, and runs in float. A recipe's overrides may name
-    the target's own types as NAME_8, such as for the first and the last layer.
+    is as small as its weights, and runs in float. Beside 8-bit activations such weights are stored in 8 bits, and run
+    in integers. A recipe's overrides may name the target's own types as NAME_8, such as for the first and last layer.
     """
     rules = tuple(
         msgspec.structs.replace(rule, output_q="optional", bias="float")
@@ -119,19 +142,25 @@ def _onnx(model: nn.Module | ir.Model | str | os.PathLike[str], example: tuple[T
         return loaded
 
 
-def _weights(qat: Qat, learned: bool) -> None:
+def _weights(qat: Qat, steps: Steps, centroids: int) -> None:
     """A quantizer for each weight that the plan stores as integers, started where the recipe's algorithm puts it."""
     for weight in qat.plan.weights:
         if qat.quantizer(weight.value) is not None:
             continue
         array = qat.constant(weight.value).detach().numpy()
-        quantizer = FakeQuantize(weight.spec, array.shape, learned)
-        algorithm = "mse" if weight.spec.bits < 8 else weight.algorithm
-        quantizer.start(load("edgeq.weights", algorithm, "quantize").quantize(array, weight.spec, None).params)
+        quantizer: FakeQuantize | Signs | Shared
+        if weight.algorithm in THRESHOLDS:
+            quantizer = Signs(weight.spec, array, THRESHOLDS[weight.algorithm])
+        elif centroids and weight.spec.bits == 8:
+            quantizer = Shared(weight.spec, array, centroids)
+        else:
+            quantizer = FakeQuantize(weight.spec, array.shape, "fixed" if steps == "fixed" else "lsq")
+            algorithm = "mse" if weight.spec.bits < 8 else weight.algorithm
+            quantizer.start(load("edgeq.weights", algorithm, "quantize").quantize(array, weight.spec, None).params)
         qat.quantize_weight(weight.value, quantizer)
 
 
-def _activations(qat: Qat, batches: Iterable[Batch], learned: bool) -> None:
+def _activations(qat: Qat, batches: Iterable[Batch], steps: Steps) -> None:
     constants = set(qat.model.graph.initializers)
     shown = {v.name: Summary(histogram=Histogram()) for v in qat.plan.observed() if v.name not in constants}
     qat.observe(shown)
@@ -145,7 +174,7 @@ def _activations(qat: Qat, batches: Iterable[Batch], learned: bool) -> None:
         if value.group not in groups:
             held = qat.model.graph.initializers.get(value.name)
             started = activation_params(value, None if held is None else held.const_value, shown.get(value.name))
-            quantizer = FakeQuantize(value.spec, (), learned and value.fixed is None)
+            quantizer = FakeQuantize(value.spec, (), steps if value.fixed is None else "fixed")
             quantizer.start(started, value.bounds)
             groups[value.group] = quantizer
         if value.name in constants:
@@ -165,17 +194,24 @@ def convert(qat: Qat) -> ir.Model:
     """The quantized ONNX model of a trained module; `edgeq.save` writes it. The module is left as it is."""
     model = copied(qat)
     groups = {v.group: qat.quantizer(v.name).params() for v in qat.plan.values}
-    weights = {}
+    wide = {reader for v in qat.plan.values if v.spec.bits == 8 for reader in v.readers}
+    weights: dict[tuple[str, int], QTensor] = {}
     for weight in qat.plan.weights:
-        params = qat.quantizer(weight.value).params()
-        array = qat.constant(weight.value).detach().cpu().numpy()
-        weights[weight.node, weight.index] = QTensor(quantize(array, params), params)
+        tensor = qat.quantizer(weight.value).tensor(qat.constant(weight.value))
+        weights[weight.node, weight.index] = _widened(tensor) if weight.node in wide else tensor
     solution = Solution(groups, weights, bias_tensors(qat.plan, _constants(model), groups, weights, {}))
     store_tables(model, qat.plan, solution)
     made: ir.Model = load("edgeq.passes", "qdq", "apply").apply(model, qat.plan, solution, qat.target)
     for name in qat.target.passes_after:
         load("edgeq.passes", name, "rewrite").rewrite(made)
     return made
+
+
+def _widened(tensor: QTensor) -> QTensor:
+    """Codes below 8 bits in an 8-bit type: beside 8-bit activations integer kernels take them, and only so."""
+    spec = tensor.params.spec
+    held = replace(spec, dtype="int8" if spec.signed else "uint8")
+    return QTensor(tensor.data, replace(tensor.params, spec=held)) if spec.bits < 8 else tensor
 
 
 def _constants(model: ir.Model) -> dict[str | None, ir.TensorProtocol | None]:

@@ -78,10 +78,9 @@ def test_the_offsets_gradient_is_that_of_lsq_plus():
     np.testing.assert_allclose(quantizer.zero_point.grad, -2 * 0.1 / np.sqrt(3 * 255), rtol=1e-5)
 
 
-@pytest.mark.parametrize("learned", [True, False])
-def test_only_what_is_learned_is_trained(learned):
-    trained = [p.requires_grad for p in FakeQuantize(QSpec("uint8", False), (), learned).parameters()]
-    assert trained == [learned, learned]
+@pytest.mark.parametrize(("steps", "wanted"), [("lsq", [True, True]), ("pact", [True, False]), ("fixed", [False] * 2)])
+def test_only_what_is_learned_is_trained(steps, wanted):
+    assert [p.requires_grad for p in FakeQuantize(QSpec("uint8", False), (), steps).parameters()] == wanted
     assert not FakeQuantize(QSpec("int8", True), ()).zero_point.requires_grad
 
 
@@ -92,3 +91,16 @@ def test_a_bound_keeps_its_step():
         quantizer.scale.mul_(3)
     assert quantizer.params().scale == np.float32(6 / 255)
     assert params_shape((), PerTensor()) == ()
+
+
+def test_the_clips_gradient_is_that_of_pact():
+    """Choi et al., equation 3: of y by the clip, 1 where x lies beyond it and 0 below; the clip is 255 steps here."""
+    quantizer = FakeQuantize(QSpec("uint8", False), (4,), "pact")
+    with torch.no_grad():
+        quantizer.scale.fill_(0.01)
+    x = torch.tensor([-1.0, 0.333, 2.9, 3.0], requires_grad=True)
+    y = quantizer(x)
+    np.testing.assert_allclose(y.detach(), [0, 0.33, 2.55, 2.55], rtol=1e-6)
+    y.sum().backward()
+    np.testing.assert_allclose(quantizer.scale.grad, 2 * 255, rtol=1e-5)
+    np.testing.assert_array_equal(x.grad, [0, 1, 0, 0])

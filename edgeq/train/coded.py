@@ -1,0 +1,93 @@
+"""Weights whose codes are not simply the nearest ones: ternary, binary, and shared among few values.
+
+Each stands where a `FakeQuantize` would: it has `spec`, `step`, `params` and `tensor`.
+
+    Signs     y = s · sign(w) where |w| > t · mean |w|, else 0      t = 0.7: TWN (Li and Liu, 2016), 0: XNOR-Net
+    Shared    y = s · round(c[k] / s)                                k: the nearest centroid of w before training
+
+The scale s of a channel starts at the closed form of `edgeq.weights.ternary` and is then learned, as in TTQ (Zhu et
+al., 2017), but with one scale for both signs: no integer format has two. Gradients pass straight through to w.
+Centroids (Han et al., "Deep Compression", 2016) get the sum of their weights' gradients; s puts them on a grid.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgeq.numerics.affine import params_shape, quantize, storage_dtype
+from edgeq.numerics.codebook import kmeans, nearest
+from edgeq.train.fake import aligned, round_through, scaled_gradient
+from edgeq.types import PerChannel, QParams, QSpec, QTensor
+from edgeq.weights.ternary import of_signs
+
+THRESHOLDS = {"ternary": 0.7, "binary": 0.0}
+"""The t of the weight algorithms of these names."""
+
+
+class Signs(nn.Module):
+    """Codes -1, 0 and 1 of a weight, per tensor or per channel, and a learned scale. Raises what `ternary` does."""
+
+    def __init__(self, spec: QSpec, weight: np.ndarray, threshold: float) -> None:
+        super().__init__()
+        self.spec, self.threshold = spec, threshold
+        self.scale = nn.Parameter(torch.from_numpy(of_signs(weight, spec, None, threshold).params.scale.copy()))
+
+    def step(self) -> Tensor:
+        stepped: Tensor = self.scale.abs().clamp(min=1e-8)
+        return stepped
+
+    def params(self) -> QParams:
+        scale = self.step().detach().cpu().numpy()
+        return QParams(scale, np.zeros(scale.shape, np.int32), self.spec)
+
+    def tensor(self, weight: Tensor) -> QTensor:
+        return QTensor(self._signs(weight.detach()).cpu().numpy().astype(storage_dtype(self.spec.dtype)), self.params())
+
+    def _signs(self, w: Tensor) -> Tensor:
+        """As float, without a gradient."""
+        size = w.detach().abs()
+        match self.spec.granularity:
+            case PerChannel(axis):
+                mean = size.mean([d for d in range(w.dim()) if d != axis], keepdim=True)
+            case _:
+                mean = size.mean()
+        return w.detach().sign() * (size > self.threshold * mean)
+
+    def forward(self, w: Tensor) -> Tensor:
+        step = self.step()
+        step = scaled_gradient(step, 1 / math.sqrt(w.numel() / max(step.numel(), 1)))
+        return aligned(step, w, self.spec) * self._signs(w) + (w - w.detach())
+
+
+class Shared(nn.Module):
+    """At most `count` learned values for all of a weight. Codes are theirs on the type's grid, with one scale."""
+
+    index: Tensor
+
+    def __init__(self, spec: QSpec, weight: np.ndarray, count: int) -> None:
+        super().__init__()
+        self.spec, self.shape = spec, params_shape(weight.shape, spec.granularity)
+        levels = kmeans(weight, count)
+        self.centroids = nn.Parameter(torch.from_numpy(levels))
+        self.register_buffer("index", torch.from_numpy(nearest(weight, levels).astype(np.int64)))
+
+    def step(self) -> Tensor:
+        peak = self.centroids.detach().abs().max().clamp(min=1e-8)
+        return (peak / self.spec.qmax).expand(self.shape)
+
+    def params(self) -> QParams:
+        return QParams(self.step().cpu().numpy().copy(), np.zeros(self.shape, np.int32), self.spec)
+
+    def tensor(self, weight: Tensor) -> QTensor:
+        params, index = self.params(), self.index.cpu().numpy()
+        values = self.centroids.detach().cpu().numpy()[index]
+        return QTensor(quantize(values, params), params)
+
+    def forward(self, w: Tensor) -> Tensor:
+        step = self.step().reshape(-1)[0]
+        values: Tensor = round_through(self.centroids / step).clamp(self.spec.qmin, self.spec.qmax) * step
+        return values[self.index]
