@@ -10,12 +10,14 @@ import onnxruntime as ort
 import pytest
 
 import edgeq
+from benchmarks import models
 from edgeq.errors import TargetError
 from edgeq.formats import vela
 from edgeq.formats.tflite_emulate import run as emulate
 from edgeq.formats.tflite_read import read
 from edgeq.recipe import Recipe
 from edgeq.runners import litert
+from tests.graph.written import draw, samples, save, text
 from tests.require import require
 
 require("litert", "pip install edgeq[litert]", lambda: litert.missing() is None)
@@ -154,3 +156,39 @@ def test_without_vela_the_report_says_so(tmp_path, monkeypatch):
     result = edgeq.quantize(MODEL, "ethos-u", output=tmp_path / "out", **DATA)
     assert any("Vela is not installed" in line for line in result.report.warnings)
     assert result.report.compiled == {}
+
+
+def test_a_layer_that_feeds_floats_gives_floats(tmp_path):
+    """An embedding, and a residual stream with an outlier: int8 rows and weights, and no int8 scale over the sum."""
+    rng = np.random.default_rng(0)
+    inits = {"table": draw(500, 64), "w": draw(64, 64) / 8, "far": np.eye(1, 64, 5, dtype=np.float32) * 300}
+    body = "e = Gather (table, x) m = MatMul (e, w) n = Sin (m) y = Add (n, far)"
+    path = save(tmp_path, text(body, "int64[1,8] x", "float[1,8,64] y"), inits)
+    feeds = [{"x": rng.integers(0, 500, (1, 8))} for _ in range(4)]
+    result = edgeq.quantize(path, "litert", feeds, tmp_path / "out")
+    tensors = {t.name: t for t in read(result.artifact.read_bytes()).tensors}
+    (layer,) = (op for op in read(result.artifact.read_bytes()).ops if op.code == "FULLY_CONNECTED")
+    assert [tensors[n].dtype for n in (layer.inputs[1], layer.outputs[0])] == ["int8", "float32"]
+    assert any(t.dtype == "int8" and t.shape == (500, 64) for t in tensors.values())
+    assert result.report.artifact.bytes < 0.4 * result.report.model.bytes
+    assert result.report.outputs[0].sqnr_db > 45
+
+
+def test_what_is_concatenated_keeps_its_own_scale(tmp_path):
+    """One part is a thousand times the other: in one scale it would be nothing."""
+    inits = {"v": draw(4, 4, 1, 1) / 500, "w": draw(4, 4, 1, 1), "u": draw(4, 8, 1, 1, seed=2)}
+    inits["u"][:, :4] *= 500
+    body = "a = Conv (x, v) b = Conv (x, w) c = Concat <axis = 1> (a, b) y = Conv (a, w)  z = Conv (c, u)"
+    path = save(tmp_path, text(body, "float[1,4,8,8] x", "float[1,4,8,8] y, float[1,4,8,8] z"), inits)
+    result = edgeq.quantize(path, "litert", samples(1, 4, 8, 8), tmp_path / "out")
+    assert result.report.outputs[0].sqnr_db > 30
+    assert codes(result)["QUANTIZE"] >= 2  # of the input, and of the small part
+
+
+def test_a_mobilenet_has_no_transpose(tmp_path):
+    path = models.build("mobilenetv2", tmp_path)
+    shapes = (("input", (1, 3, 224, 224)),)
+    result = edgeq.quantize(path, "litert", output=tmp_path / "out", method="float32", shapes=shapes, check=False)
+    found = codes(result)
+    assert found["CONV_2D"] + found["DEPTHWISE_CONV_2D"] == 52
+    assert found["TRANSPOSE"] == 0
