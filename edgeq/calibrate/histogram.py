@@ -92,6 +92,8 @@ class Histogram:
         for bins, part in ((self.near, near), (self.far, far)):
             if part.size:
                 bins.add(part, float(np.abs(part).max()), weight)
+        if weight > 1:
+            self.update(np.array([lo, hi], np.float32))
 
     def update_near(self, x: np.ndarray, ends: np.ndarray, weight: int) -> None:
         """Take 1-D float32 values that all are near; ends: the extrema of each tensor that they are of."""
@@ -108,11 +110,13 @@ class Histogram:
     def bins(self, reach: float) -> Bins:
         """One histogram of all values below or near `reach` in magnitude: the near bins, and the far ones if it asks.
 
-        Far values beyond `reach` come along; the caller clips.
+        Far values beyond `reach` come along; the caller clips. There are bins up to `reach`, whether a value of it was
+        in the sample or not.
         """
         out = Bins(self.near.counts, self.near.exponent)
         if reach >= FAR:
             out.merge(self.far)
+            out.widen(math.frexp(reach)[1])
         return out
 
     def state(self) -> dict[str, np.ndarray]:

@@ -1,11 +1,13 @@
 from fractions import Fraction
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from edgeq.calibrate.histogram import LIMIT, Histogram
+from edgeq.calibrate.summary import Summary
 
 FINITE = st.floats(width=32, allow_nan=False, allow_infinity=False)
 SCALED = st.builds(lambda m, e: float(np.float32(m * 2.0**e)), st.floats(-1, 1), st.integers(-130, 120))
@@ -102,3 +104,18 @@ def test_zeros_and_nothing():
     h.merge(of([1.0, -1.0]))
     assert h.near.counts.sum() == 7
     same(h, of([1.0, -1.0, 0, 0, 0, 0, 0]))
+
+
+@pytest.mark.parametrize("rest", [0.0, -np.inf])
+def test_a_far_extreme_that_the_sample_misses_has_a_bin(rest):
+    x = np.linspace(-4000, 6000, 60_000, dtype=np.float32)
+    x[1] = -8444.0  # beyond 2**13 and not among the sample
+    x[2] = rest
+    seen = Summary(histogram=Histogram())
+    seen.update(x, stride=13)
+    mass = seen.mass()
+    assert mass is not None
+    assert len(mass.counts) == len(mass.centers) == len(mass.edges) - 1
+    assert mass.edges[0] == -8444.0
+    assert sum(side.sum() for side in mass.sides()) == mass.counts.sum()
+    assert mass.counts[0] == (rest == 0)  # with an infinity among them, the finite end is not told
