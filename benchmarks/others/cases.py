@@ -14,6 +14,7 @@ from onnx import TensorProto, numpy_helper
 from onnx.backend.test import loader
 
 Feeds = dict[str, Any]
+LARGEST = 30_000_000  # elements of all weights of a network that is drawn here
 ON_DISK = ("simple", "pytorch-converted", "pytorch-operator")
 
 
@@ -68,7 +69,7 @@ def stored_tests(kind: str) -> Iterator[Case]:
 
 
 def light_tests() -> Iterator[Case]:
-    """Whole networks whose weights are made by their own nodes; the input is drawn here."""
+    """Whole networks whose weights are made by their own nodes, all alike; `drawn` has random ones as constants."""
     for path in sorted((Path(loader.DATA_DIR) / "light").glob("*.onnx")):
         model = onnx.load(path)
         weights = {t.name for t in model.graph.initializer}
@@ -79,6 +80,27 @@ def light_tests() -> Iterator[Case]:
             if v.name not in weights
         }
         yield Case(path.stem, "light", model, feeds)
+        if (large := drawn(model, rng)) is not None:
+            yield Case(f"{path.stem}+drawn", "light, drawn", large, feeds)
+
+
+def drawn(model: onnx.ModelProto, rng: np.random.Generator) -> onnx.ModelProto | None:
+    """The model with each ConstantOfShape as an initializer: weights after He, vectors of 0.5 to 1.5. None if large."""
+    shapes = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    made = {n.output[0]: shapes[n.input[0]] for n in model.graph.node if n.op_type == "ConstantOfShape"}
+    if sum(int(np.prod(shape)) for shape in made.values()) > LARGEST:
+        return None
+    changed = onnx.ModelProto()
+    changed.CopyFrom(model)
+    kept = [n for n in changed.graph.node if n.op_type != "ConstantOfShape"]
+    del changed.graph.node[:]
+    changed.graph.node.extend(kept)
+    for name, shape in made.items():
+        spread = np.sqrt(2 / max(int(np.prod(shape[1:])), 1))
+        array = rng.normal(size=shape) * spread if len(shape) > 1 else rng.uniform(0.5, 1.5, shape)
+        changed.graph.initializer.append(numpy_helper.from_array(array.astype(np.float32), name))
+    changed.ir_version = max(changed.ir_version, 4)
+    return changed
 
 
 def _files(folder: Path, what: str, values: list[onnx.ValueInfoProto]) -> list[tuple[Path, onnx.ValueInfoProto]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.others.attempt import DECLINED, FAILED, FLOAT, QUANTIZED, WAYS, Row, attempt
 from benchmarks.others.cases import SOURCES, Case
 
-TOGETHER, LIMIT = 20, 300.0  # models in one process, and its seconds
+TOGETHER, LIMIT = 20, 900.0  # models in one process, and its seconds
 CONTEXT = multiprocessing.get_context("forkserver")
 
 
