@@ -40,6 +40,7 @@ from edgeq.target import Target
 from edgeq.train.coded import THRESHOLDS, Shared, Signs
 from edgeq.train.fake import FakeBias, FakeQuantize, Steps, round_through
 from edgeq.train.graph import TorchGraph
+from edgeq.train.prune import Masked
 from edgeq.types import QTensor, Solution
 
 Batch = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
@@ -223,6 +224,8 @@ def copied(qat: TorchGraph) -> ir.Model:
     model = ir.serde.deserialize_model(ir.serde.serialize_model(qat.model))
     for name, value in model.graph.initializers.items():
         if name in qat.float_constants():
-            array = qat.constant(name).detach().cpu().numpy()
-            value.const_value = ir.tensor(copy.deepcopy(array), name=name)
+            array = qat.constant(name).detach()
+            if isinstance(held := qat.quantizer(name), Masked):
+                array = array * held.mask
+            value.const_value = ir.tensor(copy.deepcopy(array.cpu().numpy()), name=name)
     return model
