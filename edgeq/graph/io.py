@@ -7,6 +7,7 @@ own folder and long enough for what the tensor claims; all of that is checked be
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -19,27 +20,27 @@ from onnx_ir.passes.common import CheckerPass
 
 from edgeq.errors import ModelError
 from edgeq.files import replacing
+from edgeq.graph.valid import require_graph, require_tensor
 
 PROTOBUF_LIMIT = 2**31 - 1
 LAZY_LIMIT = 256 << 20  # of weights that are made while they are written: inside one file they would all be in memory
+LONGEST_NAME = 1024  # of external data, in characters
 INLINE_LIMIT = 1_900_000_000  # protobuf's 2 GiB less room for the graph itself
 
 
 def load(path: str | os.PathLike[str]) -> ir.Model:
     """The model in `path`, with external tensors mapped, not read.
 
-    Raises ModelError when the file is missing, is not an ONNX model, or has external data that is missing,
-    truncated or outside the model's folder.
+    Raises ModelError when the file is missing, is not an ONNX model or none that could be run (see `valid.py`), or has
+    external data that is missing, truncated or outside the model's folder.
     """
     path = Path(path)
     model = read_graph(path)
     for tensor in _tensors(model):
+        require_tensor(tensor, str(path))
         if isinstance(tensor, ir.ExternalTensor):
             _check_external(path, tensor)
-        if tensor.dtype == ir.DataType.STRING:
-            raise ModelError(
-                f"{path}: tensor {tensor.name!r} holds text, which has no size; cut that part off the model"
-            )
+    require_graph(model, str(path))
     return model
 
 
@@ -50,10 +51,15 @@ def read_graph(path: Path) -> ir.Model:
     size = path.stat().st_size
     if size > PROTOBUF_LIMIT:
         raise ModelError(f"{path}: {size} bytes is over protobuf's 2 GiB; save its weights as external data")
+    logger = logging.getLogger("onnx_ir")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of what `load` refuses
     try:
         model = ir.load(path)
     except Exception as error:  # a hostile file raises anything from DecodeError to KeyError
         raise ModelError(f"{path}: not a valid ONNX model ({one_line(error)}); export it again") from None
+    finally:
+        logger.setLevel(level)
     if model.graph is None or not model.graph.outputs:
         raise ModelError(f"{path}: not a valid ONNX model (it has no outputs); export it again")
     return model
@@ -165,11 +171,13 @@ def _tensors(model: ir.Model) -> Iterator[ir.TensorProtocol]:
 
 def _check_external(model: Path, tensor: ir.ExternalTensor) -> None:
     location = str(tensor.location)
-    where = f"{model}: tensor {tensor.name!r} has external data {location!r}"
+    where = f"{model}: tensor {tensor.name!r} has external data {location[:255]!r}"
+    if len(location) > LONGEST_NAME:
+        raise ModelError(f"{where}…, a longer name than files have; export it again")
     if "\x00" in location or os.path.isabs(location) or ".." in Path(location).parts:
         raise ModelError(f"{where} outside the model's folder; that is refused")
     folder, target = model.parent.resolve(), model.parent / location
-    if not target.is_file():
+    if not os.path.isfile(target):  # False, too, for a name that the system refuses to look up
         raise ModelError(f"{where}, which is missing; put it beside the model")
     if not target.resolve().is_relative_to(folder):
         raise ModelError(f"{where}, a link that leaves the model's folder; copy both files into one folder (cp -rL)")
