@@ -170,13 +170,13 @@ def tune(
     if calib is None:
         raise RecipeError("a tuning needs data: give --calib")
     path, chosen = Path(model), resolve_recipe(recipe, target)
-    about = [io.sha256(io.files(path)), _content(calib), _content(eval_data), labels, str(metric), versions()]
+    about = [io.sha256(io.files(path)), _content(calib), _content(eval_data), labels, _name(metric), versions()]
     search = _Search(
         path, chosen.target, calib, eval_data, labels, metric, goal, Path(output), progress, about, recipe=chosen
     )
     if search.attempt("as given", chosen) is None:
         raise EdgeqError(search.trials[-1].problem)
-    for step, change in _steps():
+    for step, change in _steps({node.op_type for node in io.read_graph(path).graph.all_nodes()}):
         if search.done and not everything:
             break
         changed = change(search.recipe)
@@ -201,8 +201,9 @@ def tune(
     return found
 
 
-def _steps() -> Iterator[tuple[str, Callable[[Recipe], Recipe | None]]]:
-    """What is tried before any node is given up, each as a change of the best recipe so far."""
+def _steps(ops: set[str]) -> Iterator[tuple[str, Callable[[Recipe], Recipe | None]]]:
+    """What suits the operators, tried before any node is given up; each a change of the best recipe so far."""
+    suits = {"equalize": {"Conv", "Gemm"}, "smooth": {"MatMul", "Gemm"}, "bias_correct": {"Conv", "Gemm", "MatMul"}}
 
     def setting(**fields: Any) -> Callable[[Recipe], Recipe | None]:
         return lambda recipe: msgspec.structs.replace(recipe, **fields)
@@ -212,8 +213,9 @@ def _steps() -> Iterator[tuple[str, Callable[[Recipe], Recipe | None]]]:
 
     for name in CALIBRATORS:
         yield f"calibrator {name}", setting(calibrator=name)
-    for name in ("equalize", "smooth", "bias_correct"):
-        yield name, adding(name)
+    for name, wanted in suits.items():
+        if ops & wanted:
+            yield name, adding(name)
     for name in ROUNDINGS:
         yield f"weights {name}", setting(weight=name)
 
@@ -302,6 +304,13 @@ def _read(folder: Path) -> Report:
 
 def _digest(parts: list[Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def _name(metric: str | MetricFunction | None) -> str:
+    """Of a function where it is defined; what it computes is taken to be the same as long as that is."""
+    if metric is None or isinstance(metric, str):
+        return metric or ""
+    return f"{getattr(metric, '__module__', '')}:{getattr(metric, '__qualname__', type(metric).__name__)}"
 
 
 def _content(data: Any) -> str:

@@ -1,0 +1,223 @@
+"""What wins back accuracy: `python -m benchmarks.recovery [--tasks digits,unequal] [--peers]`.
+
+Each task in one run, on the same samples and by the same code in plain onnxruntime: the float model, edgeq's defaults,
+each repair alone, and `edgeq tune` to a drop of 0.5 % with at least 90 % of the multiply-accumulates in integers; with
+--peers NNCF and Quark in environments of their own. `tune` judges by the samples that are shown. The task `unequal` is
+MobileNetV2 with channels that were pulled apart by factors up to a thousand, which the layers behind them make up for,
+and one scale for each weight.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+from rich.console import Console
+from rich.table import Table
+
+import edgeq
+from benchmarks import baseline, models, peers, tasks
+from benchmarks.latency import machine
+from edgeq import target as targets
+from edgeq.coverage import integer_share
+from edgeq.errors import EdgeqError
+from edgeq.graph import io
+from edgeq.recipe import Recipe
+from edgeq.report.tables import tuning_table
+from edgeq.target import Target
+from edgeq.tune import Goal, tune
+
+MAX_DROP, MIN_INTEGER, TIME_BUDGET = 0.005, 0.9, 540.0
+ALONE: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "equalize": {"passes": ("equalize",)},
+    "smooth": {"passes": ("smooth",)},
+    "bias_correct": {"passes": ("bias_correct",)},
+    "adaround": {"weight": "adaround"},
+}
+UNEQUAL_SAMPLES = 32
+
+
+@dataclass
+class Row:
+    """drop: float's metric less this one's. size: bytes over float's. integer: share of multiply-accumulates."""
+
+    task: str
+    tool: str
+    value: float | None = None
+    drop: float | None = None
+    size: float | None = None
+    integer: float | None = None
+    seconds: float | None = None
+    failed: str = ""
+
+
+def unequal(cache: Path) -> tasks.Task:
+    """MobileNetV2 with pulled-apart channels, judged by how often its top class is that of the float model.
+
+    Its weights are random, so one class would win for all inputs: each logit counts from its mean over the samples.
+    """
+    path = cache / "unequal.onnx"
+    if not path.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        onnx.save(pull_apart(models.mobilenetv2(), np.random.default_rng(8)), path)
+    feeds = list(models.feeds("mobilenetv2", UNEQUAL_SAMPLES + 200, seed=5))
+    calib, held_out = feeds[:UNEQUAL_SAMPLES], feeds[UNEQUAL_SAMPLES:]
+    logits = np.concatenate([out["output"] for out in baseline.run(path, held_out)])
+    wanted = (logits - logits.mean(0)).argmax(-1)
+
+    def metric(outputs: list[tasks.Feed]) -> float:
+        got = np.concatenate([out["output"] for out in outputs])
+        return float(np.mean((got - logits.mean(0)).argmax(-1) == wanted))
+
+    return tasks.Task("unequal", path, calib, held_out, metric, "agreement with float")
+
+
+def pull_apart(model: onnx.ModelProto, rng: np.random.Generator) -> onnx.ModelProto:
+    """Scale what Conv → Clip → Conv passes on by 10^±1.5 a channel, and undo it in the second; Clips become Relus."""
+    weights = {t.name: t for t in model.graph.initializer}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    for clip in [n for n in model.graph.node if n.op_type == "Clip"]:
+        first = next(n for n in model.graph.node if clip.input[0] in n.output)
+        (second,) = readers[clip.output[0]]
+        clip.CopyFrom(helper.make_node("Relu", clip.input[:1], clip.output, name=clip.name))
+        if second.op_type != "Conv":
+            continue
+        far = 10.0 ** rng.uniform(-1.5, 1.5, numpy_helper.to_array(weights[first.input[2]]).shape)
+        kernel = (-1, 1, 1, 1)
+        depthwise = next((a.i for a in second.attribute if a.name == "group"), 1) > 1
+        for name, factor in (
+            (first.input[1], far.reshape(kernel)),
+            (first.input[2], far),
+            (second.input[1], 1 / far.reshape(kernel if depthwise else (1, -1, 1, 1))),
+        ):
+            scaled = (numpy_helper.to_array(weights[name]) * factor).astype(np.float32)
+            weights[name].CopyFrom(numpy_helper.from_array(scaled, name))
+    return model
+
+
+def per_tensor() -> Target:
+    aim = targets.load("x86_64")
+    return msgspec.structs.replace(aim, types=aim.types | {"s8c": aim.types["s8t"]})
+
+
+def measure(task: tasks.Task, with_peers: bool, names: list[str]) -> Iterator[Row]:
+    """The float row, then one for each tool; a tool's failure is a row too."""
+    aim: Target | str = per_tensor() if task.name == "unequal" else "x86_64"
+    reference = baseline.evaluate(task.model, task)
+    yield Row(task.name, "float", reference, 0.0, 1.0)
+    for name in names:
+        settings = ALONE[name]
+
+        def alone(folder: Path, settings: dict[str, Any] = settings) -> Path:
+            recipe = Recipe(**settings)
+            return edgeq.quantize(task.model, aim, task.calib, folder / "out", recipe=recipe, check=False).artifact
+
+        yield _row(task, name, reference, alone)
+    if with_peers:
+        for name in ("nncf", "quark"):
+            yield _row(task, name, reference, lambda folder, name=name: _peer(name, task, folder))  # type: ignore[misc]
+    yield _row(task, "tune", reference, lambda folder: _tune(task, aim, folder))
+
+
+def _tune(task: tasks.Task, aim: Target | str, folder: Path) -> Path:
+    """By the task's own metric, on the samples that the row shows too."""
+    goal = Goal(MAX_DROP, relative=True, min_integer=MIN_INTEGER, time_budget=TIME_BUDGET)
+    name = aim if isinstance(aim, str) else str(_written(aim, folder))
+
+    def metric(outputs: list[tasks.Feed], extras: tasks.Feed) -> float:
+        return task.metric(outputs)
+
+    found = tune(task.model, name, task.calib, folder / "out", goal=goal, eval_data=task.eval, metric=metric)
+    Console(stderr=True, width=150).print(*tuning_table(found))
+    return folder / "out" / "model.onnx"
+
+
+def _written(aim: Target, folder: Path) -> Path:
+    """The target as a file, which is how tune takes it."""
+    path = folder / "whole.toml"
+    (folder / "generic.toml").write_text((targets.folder() / "generic.toml").read_text())
+    row = aim.types["s8c"]
+    path.write_text(
+        'name = "x86_64"\ntitle = "one scale a weight"\nrunner = "cpu"\nextends = "generic"\n[types]\n'
+        f's8c = {{dtype = "{row.dtype}", symmetric = true, narrow = true}}\n'
+    )
+    return path
+
+
+def _peer(name: str, task: tasks.Task, folder: Path) -> Path:
+    feeds = folder / "feeds"
+    feeds.mkdir()
+    for index, feed in enumerate(task.calib):
+        np.savez(feeds / f"{index:04}.npz", **feed)  # type: ignore[arg-type]
+    made = folder / f"{name}.onnx"
+    cost = peers.run(name, task.model, feeds, made, samples=len(task.calib))
+    if cost.error:
+        raise EdgeqError(cost.error)
+    return made
+
+
+def _row(task: tasks.Task, tool: str, reference: float, make: Callable[[Path], Path]) -> Row:
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        try:
+            made = make(Path(folder))
+        except EdgeqError as error:
+            return Row(task.name, tool, failed=str(error))
+        seconds = time.perf_counter() - start
+        value = baseline.evaluate(made, task)
+        size = made.stat().st_size / task.model.stat().st_size
+        return Row(task.name, tool, value, reference - value, size, integer_share(io.load(made)), seconds)
+
+
+def table(rows: list[Row]) -> Table:
+    made = Table(title="accuracy recovered, onnxruntime CPU", caption=machine())
+    for heading in ("task", "tool", "metric", "drop", "size", "integer MACs", "seconds"):
+        made.add_column(heading, justify="left" if heading in ("task", "tool") else "right")
+    for row in rows:
+        made.add_row(*cells(row))
+    return made
+
+
+def cells(row: Row) -> list[str]:
+    if row.failed:
+        return [row.task, row.tool, "failed", row.failed[:40], "", "", ""]
+    forms = ((row.value, ".4f"), (row.drop, "+.4f"), (row.size, ".3f"), (row.integer, ".0%"), (row.seconds, ".1f"))
+    return [row.task, row.tool, *("-" if v is None else format(v, f) for v, f in forms)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.recovery", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--tasks", default=",".join([*tasks.names(), "unequal"]))
+    parser.add_argument("--alone", default=",".join(ALONE), help="comma list of repairs to run alone")
+    parser.add_argument("--peers", action="store_true", help="also NNCF and Quark")
+    parser.add_argument("--json", type=Path, help="also write every number there")
+    args = parser.parse_args()
+    rows: list[Row] = []
+    console = Console(stderr=True)
+    for name in args.tasks.split(","):
+        task = unequal(Path(os.path.expanduser("~/.cache/edgeq/bench"))) if name == "unequal" else tasks.load(name)
+        for row in measure(task, args.peers, [a for a in args.alone.split(",") if a]):
+            console.print(" ".join(cells(row)), style="dim", highlight=False)
+            rows.append(row)
+    Console(width=120).print(table(rows))
+    if args.json:
+        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
