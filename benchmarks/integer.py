@@ -3,7 +3,8 @@
 Each model is evaluated four times on the same samples, one at a time: float, edgeq's QDQ artifact (onnxruntime),
 edgeq's integer-only artifact (onnxruntime) and the `.tflite` file of the same quantization (LiteRT). The integer-only
 artifact then runs on every machine that is installed: here, x86-64 without VNNI and three Arm cores under emulation,
-WebAssembly; the hash of its outputs must be one. Its codes are compared with edgeq's emulator of the `.tflite` file.
+WebAssembly; the hash of its outputs must be one. Its codes are compared with edgeq's emulator of the `.tflite` file,
+and that one with LiteRT's reference kernels. The file's size stands beside that of ai-edge-quantizer's.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ import edgeq
 from benchmarks import baseline, measure, models, peers, tasks
 from benchmarks.latency import machine
 from benchmarks.tasks import Feed
+from benchmarks.tflite import Tflite, figures, nhwc
 from edgeq import registry
 from edgeq import target as targets
 from edgeq.errors import EdgeqError
-from edgeq.formats.tflite_convert import LAYOUT_KEY, convert
+from edgeq.formats.tflite_convert import convert
 from edgeq.formats.tflite_emulate import run
 from edgeq.formats.tflite_file import TfModel, build
 from edgeq.graph import io
@@ -49,8 +51,10 @@ PLACES: dict[str, tuple[str, dict[str, str]]] = {
     "wasm": ("web", {}),
 }
 AGREEMENT, HASHED = 200, 4  # samples: of the model without labels, and of those that every machine runs
-HEADINGS = ("model", "metric", "float", "QDQ", "integer", ".tflite", "floats left", "≠ emulator", "hash of the outputs",
-            "time of float", "time of QDQ")  # fmt: skip
+HEADINGS = (
+    "model", "metric", "float", "QDQ", "integer", ".tflite", "floats left", "≠ emulator", "≠ LiteRT", "TRANSPOSE",
+    ".tflite bytes", "ai-edge-quantizer's", "hash of the outputs", "time of float", "time of QDQ",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +85,7 @@ class Row:
     hashes: dict[str, str] = field(default_factory=dict)
     ratios: dict[str, float] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
+    tflite: Tflite | None = None
 
     @property
     def one_hash(self) -> bool:
@@ -135,12 +140,6 @@ def signed(arrays: Feed) -> Feed:
     return {n: (x.astype(np.int16) - 128).astype(np.int8) for n, x in arrays.items()}
 
 
-def nhwc(file: TfModel, arrays: Feed) -> Feed:
-    """Images with the channels last, as the file stores them."""
-    layout = json.loads(file.metadata.get(LAYOUT_KEY, b"{}"))
-    return {n: x.transpose(0, 2, 3, 1) if n in layout else x for n, x in arrays.items()}
-
-
 def tflite_outputs(file: TfModel, ends: ir.Model, feeds: Sequence[Feed], folder: Path) -> list[Feed]:
     """What LiteRT gives for float feeds: codes, under the names of the ONNX outputs."""
     path = folder / "m.tflite"
@@ -161,7 +160,7 @@ def differing(file: TfModel, codes: Path, ends: ir.Model, feeds: Sequence[Feed],
     return wrong, total
 
 
-def measured(name: str, rounding: str, places: Sequence[str], folder: Path) -> Row:
+def measured(name: str, rounding: str, places: Sequence[str], folder: Path, beside: bool = False) -> Row:
     """Everything about one model."""
     it = subject(name)
     row = Row(name, it.metric_name, rounding)
@@ -192,6 +191,9 @@ def measured(name: str, rounding: str, places: Sequence[str], folder: Path) -> R
         file = tflite(whole.artifact)
         row.differing = differing(file, codes, ends, few, rounding)
         row.values[".tflite"] = it.metric(tflite_outputs(file, ends, it.eval, folder))
+        row.tflite = figures(source, file, [signed(as_codes(ends, feed)) for feed in few], it.calib, folder, beside)
+        if row.tflite.peer_error:
+            row.failed["ai-edge-quantizer"] = row.tflite.peer_error
     except EdgeqError as error:
         row.failed[".tflite"] = str(error)
     times = measure.latency({"float": it.model, "QDQ": qdq, "integer": made}, it.eval[0], threads=1)
@@ -204,7 +206,21 @@ def cells(row: Row) -> list[str]:
     wrong, total = row.differing
     hashed = f"{next(iter(row.hashes.values()))[:12]} on {len(row.hashes)}" if row.one_hash else "DIFFER"
     ratios = [f"{row.ratios[k]:.1f}×" for k in ("float", "QDQ")]
-    return [row.model, row.metric, *found, str(row.floats), f"{wrong} of {total}", hashed, *ratios]
+    made, litert = row.tflite, ["-"] * 4
+    if made is not None:
+        apart, codes = made.differing
+        litert = [
+            f"{apart} of {codes}",
+            str(made.transposes),
+            f"{made.bytes:,}",
+            f"{made.peer_bytes:,}" if made.peer_bytes else "-",
+        ]
+    return [row.model, row.metric, *found, str(row.floats), f"{wrong} of {total}", *litert, hashed, *ratios]
+
+
+def wrong(row: Row) -> int:
+    """Codes that the emulator has otherwise than LiteRT's reference kernels."""
+    return row.tflite.differing[0] if row.tflite is not None else 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -213,17 +229,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--models", default=",".join(MODELS), help="comma list")
     parser.add_argument("--places", default=",".join(PLACES), help="comma list of machines")
     parser.add_argument("--rounding", default="double", choices=("double", "single"))
+    parser.add_argument("--beside", action="store_true", help="ai-edge-quantizer's file too; installs it once")
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--json", type=Path, help="also write every number there")
     args = parser.parse_args(argv)
     found = []
     for name in args.models.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            row = measured(name, args.rounding, args.places.split(","), Path(folder))
+            row = measured(name, args.rounding, args.places.split(","), Path(folder), args.beside)
         Console(stderr=True).print(" ".join(cells(row)), style="dim", highlight=False)
         found.append(row)
     if args.markdown:
-        lines = [list(HEADINGS), ["---"] * 2 + ["--:"] * 6 + ["---"] + ["--:"] * 2, *(cells(row) for row in found)]
+        lines = [list(HEADINGS), ["---"] * 2 + ["--:"] * 10 + ["---"] + ["--:"] * 2, *(cells(row) for row in found)]
         print("\n".join("| " + " | ".join(line) + " |" for line in lines) + f"\n\n{machine()}")
     else:
         shown = Table(title=f"integers only, {args.rounding} rounding", caption=machine())
@@ -231,13 +248,13 @@ def main(argv: list[str] | None = None) -> int:
             shown.add_column(heading)
         for row in found:
             shown.add_row(*cells(row))
-        Console(width=150).print(shown)
+        Console(width=190).print(shown)
     for row in found:
         for what, why in row.failed.items():
             print(f"{row.model}: {what}: {why}")
     if args.json:
         args.json.write_text(json.dumps([asdict(row) for row in found], indent=1) + "\n")
-    return int(any(row.floats or not row.one_hash or row.differing[0] for row in found))
+    return int(any(row.floats or not row.one_hash or row.differing[0] or wrong(row) for row in found))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGES: dict[str, list[list[str]]] = {
     "nncf": [["torch==2.13.0"], ["nncf==3.4.0", "onnx==1.23.2", "onnxruntime==1.32.0"]],
     "quark": [["torch==2.13.0"], ["amd-quark==0.13", "onnxruntime==1.32.0"]],
+    "aeq": [["ai-edge-quantizer==0.10.0"]],
 }
-PEERS = ("ort", *PACKAGES)
+PEERS = ("ort", "nncf", "quark")  # of ONNX files; aeq is LiteRT's
 CALIBRATORS = ("minmax", "percentile", "entropy")
 
 

@@ -22,6 +22,9 @@ def test_digits_lose_nothing_and_leave_no_float(tmp_path, capsys):
     assert set(row["values"]) == {"float", "QDQ", "integer", ".tflite"}
     assert all(abs(row["values"]["QDQ"] - row["values"][k]) <= 0.005 for k in ("integer", ".tflite"))
     assert (row["floats"], row["differing"], row["failed"]) == (0, [0, 40], {})
+    assert row["tflite"]["differing"] == [0, 40]
+    assert row["tflite"]["transposes"] == 0
+    assert 130_000 < row["tflite"]["bytes"] < 0.5 * tasks.load("digits").model.stat().st_size
     assert set(row["ratios"]) == {"float", "QDQ"}
     assert row["hashes"]["x86_64"][:12] in capsys.readouterr().out
 
