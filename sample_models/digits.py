@@ -105,12 +105,13 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     return functional.grid_sample(x, grid, align_corners=False)
 
 
-def train(data: dict[str, np.ndarray]) -> Digits:
+def train(data: dict[str, np.ndarray], network: nn.Module | None = None) -> nn.Module:
+    """A trained `Digits`, or another network of such pictures."""
     torch.manual_seed(SEED)
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(SEED)
     x, y = torch.from_numpy(data["input"]), torch.from_numpy(data["label"])
-    model, batches = Digits().train(), len(x) // BATCH
+    model, batches = (network or Digits()).train(), len(x) // BATCH
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, EPOCHS * batches)
     for _ in range(EPOCHS):
@@ -123,7 +124,7 @@ def train(data: dict[str, np.ndarray]) -> Digits:
     return model.eval()
 
 
-def export(model: Digits, path: Path) -> None:
+def export(model: nn.Module, path: Path) -> None:
     """Write the ONNX file with BatchNorm nodes as they are: torch's own optimizer, which would fold them, is off."""
     program = torch.onnx.export(
         model,

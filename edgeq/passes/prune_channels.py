@@ -2,8 +2,8 @@
 every weight that makes or reads them.
 
 What an Add or Mul joins, and what a depthwise convolution, activation or pool passes on, has the same channels and
-loses the same ones. Channels that an output, a Concat or any operator not named here sees are kept. A channel weighs the
-square sum of its weights over the mean of its layer's, added up over all weights that have it (Li et al., "Pruning
+loses the same ones. Channels that an output, a Concat or any operator not named here sees are kept. A channel weighs
+the square sum of its weights over the mean of its layer's, summed over all weights that have it (Li et al., "Pruning
 Filters for Efficient ConvNets", 2017, with the readers' weights beside the makers').
 """
 

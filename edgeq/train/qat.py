@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from edgeq import target as targets
 from edgeq.calibrate.histogram import Histogram
 from edgeq.calibrate.summary import Summary
-from edgeq.errors import CalibrationError
+from edgeq.errors import CalibrationError, RecipeError
 from edgeq.export import export
 from edgeq.graph import io
 from edgeq.graph.prepare import prepare
@@ -109,10 +109,14 @@ def _becomes_integers(node: ir.Node, plan: Plan) -> bool:
 def with_bits(target: Target, weight: int, activation: int) -> Target:
     """A target whose linear layers have `weight`-bit weights and take `activation`-bit inputs, and nothing else.
 
-    Types of less than 8 bits need opset 25 (2 bits) or 21 (4 bits). onnxruntime computes on none of them: the artifact
-    is as small as its weights, and runs in float. Beside 8-bit activations such weights are stored in 8 bits, and run
-    in integers. A recipe's overrides may name the target's own types as NAME_8, such as for the first and last layer.
+    Types below 8 bits need opset 25 (2 bits) or 21 (4 bits); weights of 3 bits are held in 4. onnxruntime computes
+    on none of them: the artifact is as small as its weights, and runs in float. Beside 8-bit activations such weights
+    are stored in 8 bits, and run in integers. A recipe's overrides may name the target's own types as NAME_8, such as
+    for the first and last layer. Raises RecipeError for other widths: activations of 3 bits would need a type as
+    narrow, since QuantizeLinear clips at its type's ends.
     """
+    if activation not in (2, 4, 8) or weight not in (2, 3, 4, 8):
+        raise RecipeError(f"no types for weights of {weight} bits and activations of {activation}: choose 2, 4 or 8")
     rules = tuple(
         msgspec.structs.replace(rule, output_q="optional", bias="float")
         for rule in target.rule
@@ -123,7 +127,9 @@ def with_bits(target: Target, weight: int, activation: int) -> Target:
     for name, row in target.types.items():
         bits = weight if name in weights else activation
         kind = "uint" if row.dtype.startswith("u") else "int"
-        types[name] = msgspec.structs.replace(row, dtype=f"{kind}{bits}", narrow=row.narrow and bits > 2)
+        types[name] = msgspec.structs.replace(
+            row, dtype=f"{kind}{4 if bits == 3 else bits}", narrow=row.narrow and bits > 3, reduce_range=bits == 3
+        )
         types[f"{name}_8"] = row
     opset = max(target.opset, 25 if min(weight, activation) < 4 else 21)
     return msgspec.structs.replace(target, types=types, rule=rules, opset=opset, cpu_kernels=False, passes_before=())

@@ -1,0 +1,232 @@
+"""Quantization-aware training and pruning on scikit-learn's digits: `python -m benchmarks.training [--jobs 2]`.
+
+Two networks, the MobileNetV3-like one of the samples and a small ResNet, each as it is rounded after training (PTQ),
+and trained further at several widths: straight-through (STE), learned steps (LSQ), and those with the float model as
+teacher (+KD). Below 8 bits the first and the last layer have 8. Each artifact is run in onnxruntime over 600 pictures
+that neither training nor the choice of an epoch saw; all rows have the same passes over the same pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NETWORKS = ("mobile", "resnet")
+BATCH, VALIDATION = 64, 100
+
+
+@dataclass(frozen=True)
+class Row:
+    """bits: of weights and activations. kind: PTQ, STE or LSQ. weight: an algorithm of `edgeq.weights`, or "shared".
+
+    sparse: 2 of 4. share: of the channels that are removed before.
+    """
+
+    network: str
+    name: str
+    bits: tuple[int, int] = (8, 8)
+    kind: str = "LSQ"
+    teacher: bool = True
+    weight: str = "rtn"
+    sparse: bool = False
+    share: float = 0.0
+
+
+def rows(network: str) -> Iterator[Row]:
+    for bits in ((8, 8), (4, 4), (3, 4), (2, 2)):
+        name = f"W{bits[0]}A{bits[1]}"
+        yield Row(network, f"{name} PTQ", bits, "PTQ")
+        yield Row(network, f"{name} STE", bits, "STE", teacher=False)
+        yield Row(network, f"{name} LSQ", bits, teacher=False)
+        yield Row(network, f"{name} LSQ+KD", bits)
+    yield Row(network, "ternary, A8", weight="ternary")
+    yield Row(network, "binary, A8", weight="binary")
+    yield Row(network, "16 shared values, A8", weight="shared")
+    yield Row(network, "2:4, W8A8", sparse=True)
+    yield Row(network, "half the channels, W8A8", share=0.5)
+
+
+@lru_cache
+def data() -> tuple[Any, ...]:
+    """Training and evaluation pictures and labels, as torch tensors."""
+    import torch
+
+    from sample_models.digits import split
+
+    training, held = split()
+    return tuple(torch.from_numpy(part[key]) for part in (training, held) for key in ("input", "label"))
+
+
+def resnet(path: Path) -> None:
+    """Train a ResNet of three stages (He et al., 2015; widths 16, 32 and 64) and write it as ONNX."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    from edgeq.export import export
+    from sample_models.digits import conv_bn, train
+
+    class Block(nn.Module):
+        def __init__(self, wide_in: int, wide: int) -> None:
+            super().__init__()
+            self.first, self.second = conv_bn(wide_in, wide, 3, wide // wide_in), conv_bn(wide, wide, 3)
+            self.short = nn.Identity() if wide == wide_in else conv_bn(wide_in, wide, 1, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return functional.relu(self.second(functional.relu(self.first(x))) + self.short(x))
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = conv_bn(1, 16, 3)
+            self.stages = nn.Sequential(Block(16, 16), Block(16, 32), Block(32, 64))
+            self.head = nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.stages(functional.relu(self.stem(x))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    pictures, labels = data()[:2]
+    kept = slice(0, -VALIDATION)
+    found = train({"input": pictures[kept].numpy(), "label": labels[kept].numpy()}, Small())
+    export(found, (pictures[:2],), path, dynamic={"x": [0]})
+
+
+def trained(job: tuple[Row, Path, Path, int]) -> dict[str, Any]:
+    """Make the artifact of a row in `folder`; its accuracy, size and seconds."""
+    import torch
+
+    import edgeq
+    from edgeq import target as targets
+    from edgeq.graph import io
+    from edgeq.graph.prepare import prepare
+    from edgeq.passes.prune_channels import prune_channels
+    from edgeq.recipe import Override, Recipe
+    from edgeq.train.fit import Fit, fit
+    from edgeq.train.graph import TorchGraph
+    from edgeq.train.prune import sparsify
+    from edgeq.train.qat import convert, copied, prepare_qat, with_bits
+    from sample_models.digits import augment
+
+    row, source, folder, epochs = job
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    pictures, labels = data()[:2]
+    count, order = len(pictures) - VALIDATION, np.random.default_rng(0)
+    generator = torch.Generator().manual_seed(0)
+
+    def batches() -> Iterator[tuple[Any, Any]]:
+        shuffled = torch.from_numpy(order.permutation(count))
+        for index in shuffled[: count // BATCH * BATCH].view(-1, BATCH):
+            yield augment(pictures[index], generator), labels[index]
+
+    def score(module: Any) -> float:
+        logits, wanted = module(pictures[count:]), labels[count:]
+        right = (logits.argmax(1) == wanted).float().mean()
+        return float(right - 1e-3 * torch.nn.functional.cross_entropy(logits, wanted))
+
+    model = prepare(io.load(source), 21)
+    io.to_memory(model)
+    teacher = TorchGraph(model).eval()
+    if row.share:
+        smaller = prepare(io.load(source), 21)
+        io.to_memory(smaller)
+        prune_channels(smaller, row.share)
+        module = TorchGraph(smaller)
+        fit(module, batches, score, Fit(epochs=epochs, lr=2e-3), teacher=teacher)
+        model = copied(module)
+    linear = [n.name or "" for n in model.graph if n.op_type in ("Conv", "Gemm", "MatMul")]
+    narrow, signs = row.bits != (8, 8), row.weight in ("ternary", "binary")
+    wide: dict[str, Any] = {"act_type": "u8_8", "weight_type": "s8c_8"} if narrow else {}
+    ends = tuple(Override(nodes=(n,), weight="rtn", **wide) for n in (linear[0], linear[-1]) if narrow or signs)
+    recipe = Recipe(target="generic", weight=row.weight if signs else "rtn", rule=ends)
+    qat = prepare_qat(
+        model,
+        recipe,
+        batches=[pictures[i : i + 32] for i in range(0, 256, 32)],
+        target=with_bits(targets.load("generic"), *row.bits) if narrow else None,
+        steps="fixed" if row.kind == "STE" else "lsq",
+        centroids=16 if row.weight == "shared" else 0,
+    )
+    if row.sparse:
+        sparsify(qat, pattern=(2, 4))
+    if row.kind != "PTQ":
+        settings = Fit(epochs=epochs, lr=2e-3, scale_lr=1e-3, alpha=0.7)
+        fit(qat, batches, score, settings, teacher=teacher if row.teacher else None)
+    path = folder / f"{row.network}-{row.name.replace(' ', '_').replace(':', '-').replace(',', '')}.onnx"
+    edgeq.save(convert(qat), path)
+    return {
+        "network": row.network, "row": row.name, "accuracy": accuracy(path), "bytes": path.stat().st_size,
+        "seconds": round(time.perf_counter() - started, 1), "path": str(path),
+    }  # fmt: skip
+
+
+def accuracy(path: Path) -> float:
+    from benchmarks.measure import session
+
+    pictures, labels = data()[2:]
+    running = session(path, 1)
+    (logits,) = running.run(None, {running.get_inputs()[0].name: pictures.numpy()})
+    return float((logits.argmax(1) == labels.numpy()).mean())
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print a table, and with --json its rows in a file."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--network", choices=NETWORKS, action="append")
+    parser.add_argument("--only", default="", help="rows whose name has this in it")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="edgeq-training-") as name:
+        folder = Path(name)
+        sources = {"mobile": Path(__file__).resolve().parents[1] / "sample_models" / "digits.onnx"}
+        wanted = [row for network in args.network or NETWORKS for row in rows(network) if args.only in row.name]
+        if any(row.network == "resnet" for row in wanted):
+            sources["resnet"] = folder / "resnet.onnx"
+            resnet(sources["resnet"])
+        jobs = [(row, sources[row.network], folder, args.epochs) for row in wanted]
+        jobs.sort(key=lambda job: -job[0].share)  # the longest first
+        with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
+            made = {(m["network"], m["row"]): m for m in pool.imap_unordered(trained, jobs)}
+        for network in dict.fromkeys(row.network for row in wanted):
+            print(f"\n| {network} | accuracy | kB | s |\n|---|---|---|---|")
+            source = sources[network]
+            print(f"| float | {accuracy(source):.4f} | {source.stat().st_size / 1e3:.0f} | |")
+            for row in (r for r in wanted if r.network == network):
+                m = made[network, row.name]
+                print(f"| {row.name} | {m['accuracy']:.4f} | {m['bytes'] / 1e3:.0f} | {m['seconds']:.0f} |")
+            _speed(network, made)
+        if args.json:
+            args.json.write_text(json.dumps(list(made.values()), indent=1))
+    return 0
+
+
+def _speed(network: str, made: dict[tuple[str, str], dict[str, Any]]) -> None:
+    """How much faster the artifact with half the channels is."""
+    from benchmarks.measure import latency, session
+
+    both = {key: made.get((network, name)) for key, name in (("all", "W8A8 LSQ"), ("half", "half the channels, W8A8"))}
+    if None in both.values():
+        return
+    paths = {key: Path(m["path"]) for key, m in both.items() if m is not None}
+    name = session(paths["all"], 1).get_inputs()[0].name
+    found = latency(paths, {name: data()[2][:64].numpy()}, 1, base="all")
+    (slow, _), (fast, ratio) = found["all"], found["half"]
+    print(f"\n64 pictures, 1 thread: {slow * 1e3:.2f} ms, with half {fast * 1e3:.2f} ms ({ratio:.2f} times as fast)")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
