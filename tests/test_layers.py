@@ -16,7 +16,7 @@ FILES = sorted((ROOT / "edgeq").rglob("*.py"))
 FLOORS = (
     {"__init__", "__main__", "cli", "pytest_plugin"},
     {"gate", "tune"},
-    {"pipeline", "recalibration"},
+    {"pipeline", "recalibration", "retarget"},
     {"observation", "workers", "shards", "layerwise", "streams", "recovery", "allocation", "verification", "probe"},
     {"package", "verify", "matrix", "scores", "bench", "report", "search"},
     {"runners", "export", "train", "formats"},

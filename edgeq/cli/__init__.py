@@ -23,6 +23,7 @@ COMMANDS = (
     "quantize",
     "tune",
     "recalibrate",
+    "retarget",
     "verify",
     "bench",
     "check",

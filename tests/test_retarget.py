@@ -1,0 +1,132 @@
+"""Models of other tools: their scales and codes arrive, uint8 or int8, and the outputs stay what they were."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import numpy_helper
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+from edgeq.errors import ModelError, TargetError
+from edgeq.graph import io
+from edgeq.graph.prepare import prepare
+from edgeq.numerics.affine import quantize
+from edgeq.retarget import moved, retarget
+from edgeq.types import PerChannel, PerTensor, QParams, QSpec
+
+SAMPLES = Path(__file__).resolve().parents[1] / "sample_models"
+
+
+class Reader(CalibrationDataReader):
+    def __init__(self):
+        with np.load(SAMPLES / "digits_calib.npz") as held:
+            self.batches = iter([{"input": held["input"][i : i + 32]} for i in range(0, 128, 32)])
+
+    def get_next(self):
+        return next(self.batches, None)
+
+
+@pytest.fixture(scope="module")
+def floats(tmp_path_factory):
+    path = tmp_path_factory.mktemp("float") / "float.onnx"
+    io.save(prepare(io.load(SAMPLES / "digits.onnx"), 21), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    with np.load(SAMPLES / "digits.npz") as held:
+        return held["input"], held["label"]
+
+
+def run(path, pictures):
+    return ort.InferenceSession(path).run(None, {"input": pictures})[0]
+
+
+def codes(path):
+    """The codes of all stored weights of more than one dimension, as bytes."""
+    arrays = [numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer]
+    return sorted(a.tobytes() for a in arrays if a.dtype == np.int8 and a.ndim > 1)
+
+
+def scales(path):
+    model = onnx.load(path)
+    held = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    return {float(held[n.input[1]]) for n in model.graph.node if n.op_type == "QuantizeLinear"}
+
+
+@pytest.mark.parametrize("activation", [QuantType.QUInt8, QuantType.QInt8])
+def test_onnxruntimes_scales_and_codes_arrive(floats, pictures, tmp_path, activation):
+    theirs, ours = tmp_path / "theirs.onnx", tmp_path / "ours.onnx"
+    quantize_static(
+        floats, theirs, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=activation,
+        weight_type=QuantType.QInt8, extra_options={"WeightSymmetric": True},
+    )  # fmt: skip
+    found = retarget(theirs, "generic", ours)
+    assert found.kept > 60
+    assert found.plan.counts()["integer"] > 20
+    assert codes(ours) == codes(theirs)
+    sixth = {np.float32(s) for s in scales(theirs)}
+    extra = {s for s in scales(ours) if np.float32(s) not in sixth}
+    assert len(extra) <= 1  # the gate of a HardSwish, 1/255
+    a, b = run(theirs, pictures[0]), run(ours, pictures[0])
+    assert (a.argmax(1) == b.argmax(1)).mean() > 0.98
+    assert (b.argmax(1) == pictures[1]).mean() > 0.97
+
+
+@pytest.mark.parametrize("version", ["0.6.1", "1.0.0"])
+def test_aimets_encodings_are_read(floats, pictures, tmp_path, version):
+    model, beside = prepare(io.load(floats), 21), tmp_path / "m.encodings"
+    names = [v.name for n in model.graph for v in n.outputs] + ["input"]
+    reach = dict(zip(names, ranges(floats, names), strict=True))
+    rows = {n: (max(hi - lo, 1e-3) / 255, round(lo / (max(hi - lo, 1e-3) / 255))) for n, (lo, hi) in reach.items()}
+    if version == "1.0.0":
+        told = [
+            {"name": n, "dtype": "INT", "bw": 8, "is_sym": False, "enc_type": "PER_TENSOR", "scale": [s], "offset": [o]}
+            for n, (s, o) in rows.items()
+        ]
+        beside.write_text(json.dumps({"version": version, "activation_encodings": told, "param_encodings": []}))
+    else:
+        old = {n: [{"bitwidth": 8, "is_symmetric": "False", "scale": s, "offset": o}] for n, (s, o) in rows.items()}
+        beside.write_text(json.dumps({"version": version, "activation_encodings": old, "param_encodings": {}}))
+    found = retarget(floats, "generic", tmp_path / "ours.onnx", encodings=beside)
+    assert found.plan.counts()["integer"] > 20
+    assert {np.float32(s) for s in scales(tmp_path / "ours.onnx")} & {np.float32(s) for s, _ in rows.values()}
+    assert (run(tmp_path / "ours.onnx", pictures[0]).argmax(1) == pictures[1]).mean() > 0.97
+
+
+def ranges(path, names):
+    """Extrema of values that onnxruntime is made to give, 0 among them."""
+    model = onnx.load(path)
+    known = {o.name for o in model.graph.output} | {i.name for i in model.graph.input}
+    model.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in known)
+    batch = Reader().get_next()
+    session = ort.InferenceSession(model.SerializeToString())
+    found = dict(zip([o.name for o in session.get_outputs()], session.run(None, batch), strict=True)) | batch
+    return [(min(float(found[n].min()), 0.0), max(float(found[n].max()), 0.0)) for n in names]
+
+
+def test_what_has_no_scales_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="no Q-DQ pairs"):
+        retarget(SAMPLES / "digits.onnx", "generic", tmp_path / "o.onnx")
+    with pytest.raises(TargetError, match="tflite"):
+        retarget(SAMPLES / "digits.onnx", "litert", tmp_path / "o.onnx")
+    (tmp_path / "e").write_text("{}")
+    with pytest.raises(ModelError, match=r"no \.encodings file"):
+        retarget(SAMPLES / "digits.onnx", "generic", tmp_path / "o.onnx", encodings=tmp_path / "e")
+
+
+def test_codes_of_as_many_bits_move_exactly():
+    x = np.random.default_rng(0).normal(size=(4, 6)).astype(np.float32)
+    theirs = QParams(np.float32(0.03), np.int32(100), QSpec("uint8", False))
+    ours = moved(theirs, QSpec("int8", False), x.shape)
+    np.testing.assert_array_equal(quantize(x, theirs).astype(int) - 128, quantize(x, ours))
+    each = moved(
+        QParams(np.float32(0.03), np.int32(0), QSpec("int8")), QSpec("int8", granularity=PerChannel(0)), x.shape
+    )
+    assert each.scale.shape == (4,)
+    assert moved(theirs, QSpec("int8", True, PerTensor()), x.shape) is None
+    assert moved(theirs, QSpec("uint4", False), x.shape) is None
