@@ -46,6 +46,8 @@ FUSIONS = [
 
 def prepare(model: ir.Model, opset: int = MIN_OPSET) -> ir.Model:
     """Prepare in place and return the model. `opset`: the least version wanted. Raises ModelError."""
+    if "" not in model.opset_imports and all(node.domain for graph in all_graphs(model) for node in graph):
+        model.opset_imports[""] = opset  # only operators of other domains: there is nothing to upgrade
     version = model.opset_imports.get("", 1)
     if version > MAX_OPSET:
         raise ModelError(f"opset {version} is newer than edgeq knows (up to {MAX_OPSET}); export with a lower opset")
@@ -105,6 +107,10 @@ def _initializers_out_of_inputs(model: ir.Model) -> None:
 
 
 def _upgrade(model: ir.Model, opset: int) -> None:
+    if model.opset_imports.get("", 1) < 9 and any(n.op_type == "Scan" for graph in all_graphs(model) for n in graph):
+        raise ModelError(
+            "Scan has a batch axis before opset 9, which later ones have not; export with opset 9 or newer"
+        )
     logger = logging.getLogger("onnxscript")
     level = logger.level
     logger.setLevel(logging.ERROR)  # it announces every use of the fallback
@@ -170,6 +176,8 @@ def _fold(model: ir.Model) -> None:
         fold_constants_ir(
             model, onnx_shape_inference=False, input_size_limit=1 << 20, output_size_limit=1 << 20, should_fold=wanted
         )
+    except RuntimeError:  # raised where it misreads a valid node, as SplitToSequence of a size that is an input
+        pass  # what it has folded until then stays
     finally:
         logger.setLevel(level)
 

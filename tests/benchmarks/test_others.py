@@ -10,6 +10,9 @@ from benchmarks.others.cases import Case, node_tests, stored_tests
 from benchmarks.others.run import table
 
 ONCE_FAILED = {
+    "test_ai_onnx_ml_label_encoder_string_int",
+    "test_scan_sum",
+    "test_split_to_sequence_1",
     "test_regex_full_match_empty",
     "test_string_concat_empty_string",
     "test_string_split_consecutive_delimiters",

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from onnx import helper as h
 from onnx import numpy_helper
 
+from edgeq.errors import ModelError
 from edgeq.graph import io
 from edgeq.graph.prepare import prepare
 
@@ -227,3 +228,29 @@ def test_a_graph_output_that_is_also_an_intermediate_keeps_its_name():
     nodes = [node, h.make_node("Identity", ["a"], ["also"], "id"), h.make_node("Relu", ["a"], ["y"], "relu")]
     model = same(build(nodes, inits, shape, outputs=("a", "also", "y")), {"x": np.ones(shape, np.float32)})
     assert [v.name for v in model.graph.outputs] == ["a", "also", "y"]
+
+
+def test_models_of_other_domains_alone_need_no_upgrade():
+    node = h.make_node("Binarizer", ["x"], ["y"], "b", domain="ai.onnx.ml", threshold=0.5)
+    proto = build([node], {}, (3,), opset_imports=[h.make_opsetid("ai.onnx.ml", 1)])
+    same(proto, {"x": np.array([0.2, 0.5, 0.7], np.float32)})
+
+
+def test_a_split_of_unknown_size_stops_no_folding():
+    nodes = [h.make_node("SplitToSequence", ["x", "n"], ["s"]), h.make_node("SequenceAt", ["s", "i"], ["y"])]
+    proto = build(nodes, {"i": np.array(1)}, (4, 2))
+    proto.graph.input.append(h.make_tensor_value_info("n", onnx.TensorProto.INT64, []))
+    same(proto, {"x": np.arange(8, dtype=np.float32).reshape(4, 2), "n": np.array(2)})
+
+
+def test_a_scan_over_batches_is_declined():
+    body = h.make_graph(
+        [h.make_node("Add", ["s", "e"], ["t"]), h.make_node("Identity", ["t"], ["u"])],
+        "body",
+        [h.make_tensor_value_info(k, FLOAT, [2]) for k in "se"],
+        [h.make_tensor_value_info(k, FLOAT, [2]) for k in "tu"],
+    )
+    node = h.make_node("Scan", ["", "k", "x"], ["last", "y"], body=body, num_scan_inputs=1)
+    proto = build([node], {"k": np.zeros((1, 2), np.float32)}, (1, 3, 2), opset=8, ir_version=3)
+    with pytest.raises(ModelError, match="batch axis"):
+        prepared(proto)
