@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -84,7 +85,8 @@ def peer(plain: Path, feeds: Sequence[Feed], folder: Path) -> tuple[int, str]:
     """The size of ai-edge-quantizer's static int8 file of a float one, or 0 and its last line."""
     file, out = read(plain.read_bytes()), folder / "peer.tflite"
     turned = [nhwc(file, feed) for feed in feeds]
-    np.savez(folder / "samples.npz", **{name: np.stack([feed[name] for feed in turned]) for name in turned[0]})
+    samples: dict[str, Any] = {name: np.stack([feed[name] for feed in turned]) for name in turned[0]}
+    np.savez(folder / "samples.npz", **samples)
     script = peers.ROOT / "benchmarks" / "peers" / "aeq_quantize.py"
     try:
         command = [str(peers.ensure("aeq")), str(script), str(plain), str(folder / "samples.npz"), str(out)]
