@@ -54,9 +54,9 @@ def _grows(model: ir.Model) -> bool:
             sizes[value] = value.const_value.size if value.const_value is not None else 0
         for node in graph:
             read = [sizes.get(value, 0) for value in node.inputs if value is not None]
-            size = sum(read) if node.op_type == "Concat" else max(read, default=0)
+            size = (sum(read) if node.op_type == "Concat" else max(read, default=0)) if 0 not in read else 0
             size = MOST_RANK if node.op_type in ("Shape", "Size") else size
-            if node.op_type == "Concat" and size > MOST_ELEMENTS and 0 not in read:
+            if node.op_type == "Concat" and size > MOST_ELEMENTS:
                 return True
             sizes.update((value, size) for value in node.outputs)
     return False
