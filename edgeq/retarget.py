@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
 from edgeq import target as targets
+from edgeq.calibrate.summary import Summary
+from edgeq.data import open_data
 from edgeq.errors import ModelError, TargetError
 from edgeq.formats import encodings as aimet
 from edgeq.graph import io
 from edgeq.graph.prepare import prepare
 from edgeq.numerics.affine import dequantize, middle, params_shape, quantize
+from edgeq.observation import Ways, gather
 from edgeq.passes import qdq
 from edgeq.passes.strip_qdq import Encodings, strip_qdq
 from edgeq.passes.tables import store_tables
@@ -23,16 +29,21 @@ from edgeq.plan import Plan
 from edgeq.planner import plan
 from edgeq.recipe import Recipe
 from edgeq.registry import load
-from edgeq.solve import bias_tensors
-from edgeq.types import INT_RANGES, PerChannel, PerTensor, QParams, QSpec, QTensor, Solution
+from edgeq.solve import activation_params, bias_tensors
+from edgeq.target import Target
+from edgeq.types import INT_RANGES, PerChannel, PerTensor, QParams, QSpec, QTensor, Solution, silent
 
 
 @dataclass(frozen=True)
 class Retargeted:
-    """kept: how many scales are the other tool's. lost: value or weight → why its own could not be kept."""
+    """kept: how many scales are the other tool's. measured: on calibration data, since the tool has none of them.
+
+    lost: node or weight → why its scales could not be kept.
+    """
 
     plan: Plan
     kept: int
+    measured: int
     lost: dict[str, str]
 
 
@@ -42,12 +53,14 @@ def retarget(
     output: str | os.PathLike[str],
     *,
     encodings: str | os.PathLike[str] | None = None,
+    calib: Any = None,
 ) -> Retargeted:
     """Write the model of Q-DQ pairs, or the float one with AIMET's `encodings` file, for a target to `output`.
 
-    Codes of uint8 and int8 are moved into each other exactly. A node of which a value has no scale that the target can
-    have stays float. Raises ModelError for a model without any scales, or one that is quantized in another form,
-    TargetError for a target that takes no ONNX files.
+    Codes of uint8 and int8 are moved into each other exactly. Where a value has no scale that the target can have, it
+    is measured on `calib` (see `edgeq.data.open_data`); without that its nodes stay float. Raises ModelError for a
+    model without any scales, or one that is quantized in another form, TargetError for a target that takes no ONNX
+    files.
     """
     aim, recipe = targets.load(target), Recipe(target=target)
     if aim.format != "onnx":
@@ -64,9 +77,10 @@ def retarget(
     for name in aim.passes_before:
         load("edgeq.passes", name, "rewrite").rewrite(prepared)
     excluded: dict[str, str] = {}
+    summaries = {} if calib is None else _measured(prepared, aim, recipe, calib)
     while True:
         made = plan(prepared, aim, recipe, excluded)
-        groups, missing = _groups(made, said)
+        groups, measured, missing = _groups(made, said, summaries)
         if not missing:
             break
         excluded |= missing
@@ -92,12 +106,25 @@ def retarget(
     TopologicalSortPass()(written)
     io.check(written, str(model))
     io.save(written, Path(output))
-    return Retargeted(made, len(groups) + sum(row.value not in lost for row in made.weights), lost)
+    own = {row.value for row in made.weights if row.value in said.constants and row.value not in lost}
+    return Retargeted(made, len(groups) - measured + len(own), measured, lost)
 
 
-def _groups(made: Plan, said: Encodings) -> tuple[dict[str, QParams], dict[str, str]]:
-    """The parameters of each group, and {node: reason} for those of groups that have none."""
+def _measured(prepared: ir.Model, aim: Target, recipe: Recipe, calib: Any) -> dict[str, Summary]:
+    """What the float graph's values are on samples."""
+    with tempfile.TemporaryDirectory(prefix="edgeq-") as name:
+        path = Path(name) / "float.onnx"
+        io.save(prepared, path)
+        data, made = open_data(calib, io.input_shapes(prepared)), plan(prepared, aim, recipe)
+        return gather(made, prepared, path, aim, recipe, data, Path(name), Ways(), silent).summaries
+
+
+def _groups(
+    made: Plan, said: Encodings, summaries: Mapping[str, Summary]
+) -> tuple[dict[str, QParams], int, dict[str, str]]:
+    """The parameters of each group, how many are measured, and {node: reason} for those of groups that have none."""
     groups: dict[str, QParams] = {}
+    measured = 0
     missing: dict[str, str] = {}
     for value in sorted(made.values, key=lambda v: v.name != v.group):  # the first of a group speaks for it
         if value.group in groups:
@@ -111,11 +138,15 @@ def _groups(made: Plan, said: Encodings) -> tuple[dict[str, QParams], dict[str, 
         if params is not None:
             groups[value.group] = params
             continue
+        if value.group in summaries:
+            groups[value.group] = activation_params(value, None, summaries[value.group])
+            measured += 1
+            continue
         for member in made.values:
             if member.group == value.group:
                 why = f"{value.name}: the model says no scale of it that {made.target} can have"
                 missing |= {node: why for node in (*member.readers, member.writer) if node}
-    return groups, missing
+    return groups, measured, missing
 
 
 def moved(params: QParams, spec: QSpec, shape: tuple[int, ...]) -> QParams | None:

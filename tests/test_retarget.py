@@ -98,6 +98,22 @@ def test_aimets_encodings_are_read(floats, pictures, tmp_path, version):
     assert (run(tmp_path / "ours.onnx", pictures[0]).argmax(1) == pictures[1]).mean() > 0.97
 
 
+def test_missing_scales_are_measured_or_their_nodes_stay_float(floats, pictures, tmp_path):
+    theirs, ours = tmp_path / "theirs.onnx", tmp_path / "ours.onnx"
+    quantize_static(
+        floats, theirs, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8, op_types_to_quantize=["Conv"],
+        extra_options={"WeightSymmetric": True, "OpTypesToExcludeOutputQuantization": ["Conv"]},
+    )  # fmt: skip
+    few = retarget(theirs, "generic", ours)
+    assert few.measured == 0
+    assert any("no scale of it" in why or "says no scale" in why for why in few.lost.values())
+    more = retarget(theirs, "generic", ours, calib=SAMPLES / "digits_calib.npz")
+    assert more.measured > 0
+    assert more.plan.counts()["integer"] > few.plan.counts().get("integer", 0) + 10
+    assert (run(ours, pictures[0]).argmax(1) == pictures[1]).mean() > 0.97
+
+
 def ranges(path, names):
     """Extrema of values that onnxruntime is made to give, 0 among them."""
     model = onnx.load(path)

@@ -16,6 +16,9 @@ def retarget(
     target: TargetName,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
     encodings: Annotated[Path | None, typer.Option(help="AIMET's .encodings file of a float model.")] = None,
+    calib: Annotated[
+        str | None, typer.Option(help="Data to measure what has no scale on; else it stays float.")
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -23,11 +26,11 @@ def retarget(
     from edgeq.report.tables import table
     from edgeq.retarget import retarget as run
 
-    found = run(model, target, output, encodings=encodings)
+    found = run(model, target, output, encodings=encodings, calib=calib)
     if as_json:
-        print_json({"kept": found.kept, "lost": found.lost, "nodes": found.plan.counts()})
+        print_json({"kept": found.kept, "measured": found.measured, "lost": found.lost, "nodes": found.plan.counts()})
     elif not quiet:
         counts = ", ".join(f"{count} {decision}" for decision, count in found.plan.counts().items())
-        print_line(f"{output}: {found.kept} scales kept; nodes: {counts}")
+        print_line(f"{output}: {found.kept} scales kept, {found.measured} measured; nodes: {counts}")
         if found.lost:
             show([table("What could not be kept", ("node or weight", "why"), list(found.lost.items())[:20])])
