@@ -14,6 +14,7 @@ Sources: RMSNorm, Zhang & Sennrich 2019; rotary positions, Su et al. 2021; SwiGL
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -155,8 +156,10 @@ def model() -> onnx.ModelProto:
 
 def build(path: str | Path) -> Path:
     """Write the float32 model (28 MB) to `path`, whose folder must exist, and return the path."""
-    onnx.save(model(), path)
-    return Path(path)
+    path = Path(path)
+    part = path.with_name(f".{os.getpid()}.{path.name}")  # another process may be reading the file
+    onnx.save(model(), part)
+    return part.replace(path)
 
 
 def windows(indices: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:

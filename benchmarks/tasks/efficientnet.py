@@ -12,6 +12,7 @@ squeeze-and-excite, Clip 0 to 6, BatchNorm unfused, TensorFlow's "same" padding 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +83,9 @@ def build(weights: dict[str, np.ndarray], out: Path) -> Path:
     graph = helper.make_graph(g.nodes, "efficientnet_lite0", [image], [logits], g.initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, out)
-    return out
+    part = out.with_name(f".{os.getpid()}.{out.name}")  # another process may be reading the file
+    onnx.save(model, part)
+    return part.replace(out)
 
 
 def model_file(cache: Path) -> Path:

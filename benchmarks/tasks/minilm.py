@@ -11,6 +11,7 @@ fixed, so the metric says whether the quantized embeddings still lie where the f
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -117,8 +118,9 @@ def build(weights: Path, out: Path) -> Path:
     graph = helper.make_graph(g.nodes, "minilm", inputs, outputs, g.initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
-    onnx.save(model, out)
-    return out
+    part = out.with_name(f".{os.getpid()}.{out.name}")  # another process may be reading the file
+    onnx.save(model, part)
+    return part.replace(out)
 
 
 def synopses() -> list[tuple[str, int]]:
