@@ -15,9 +15,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks.others import cases as stored
+from benchmarks.others import made
 from benchmarks.others.attempt import DECLINED, FAILED, FLOAT, QUANTIZED, WAYS, Row, attempt
-from benchmarks.others.cases import SOURCES, Case
+from benchmarks.others.cases import Case
 
+SOURCES = {**stored.SOURCES, "torch": made.torch_models, "scikit-learn": made.sklearn_models}
 TOGETHER, LIMIT = 20, 900.0  # models in one process, and its seconds
 CONTEXT = multiprocessing.get_context("forkserver")
 

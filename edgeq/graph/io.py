@@ -57,6 +57,9 @@ def read_graph(path: Path) -> ir.Model:
     try:
         model = ir.load(path)
     except Exception as error:  # a hostile file raises anything from DecodeError to KeyError
+        if "Map types" in one_line(error):
+            advice = "export without them (skl2onnx: options={'zipmap': False})"
+            raise ModelError(f"{path}: has values that are maps, as of ZipMap; {advice}") from None
         raise ModelError(f"{path}: not a valid ONNX model ({one_line(error)}); export it again") from None
     finally:
         logger.setLevel(level)

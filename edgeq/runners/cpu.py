@@ -192,15 +192,10 @@ class CpuSession:
 
 
 def tensors(names: Iterable[str], values: Iterable[Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """Outputs by name, the items of a sequence or map as `name[0]`, `name[1]` …, text as numpy's own.
-
-    Optionals without a value are left out.
-    """
+    """Outputs by name, the items of a sequence as `name[0]`, `name[1]` …; optionals without a value are left out."""
     for name, value in zip(names, values, strict=True):
         if isinstance(value, list):
             yield from tensors([f"{name}[{i}]" for i in range(len(value))], value)
-        elif isinstance(value, dict):
-            yield from tensors([f"{name}[{key}]" for key in value], value.values())
         elif value is not None:
             array = np.asarray(value)
             yield name, array.astype(str) if array.dtype == object else array

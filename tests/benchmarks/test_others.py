@@ -7,7 +7,9 @@ from onnx import helper as h
 
 from benchmarks.others.attempt import DECLINED, FAILED, FLOAT, QUANTIZED, WAYS, attempt, compare
 from benchmarks.others.cases import Case, node_tests, stored_tests
+from benchmarks.others.made import torch_models
 from benchmarks.others.run import table
+from tests.require import require
 
 ONCE_FAILED = {
     "test_ai_onnx_ml_label_encoder_string_int",
@@ -34,6 +36,13 @@ def test_a_sample_of_them(source):
     if source == "pytorch-converted":
         assert [row for row in rows if row.outcome == QUANTIZED]
     assert f"| {source} |" in table(rows)
+
+
+def test_blocks_that_torch_exports():
+    require("torch", "pip install edgeq[torch]")
+    rows = [row for case in torch_models(every=9) for row in attempt(case)]
+    assert {row.outcome for row in rows} <= {QUANTIZED, FLOAT}
+    assert len({row.name for row in rows if row.outcome == QUANTIZED}) == 2
 
 
 def test_failures_are_seen(monkeypatch):

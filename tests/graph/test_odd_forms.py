@@ -229,3 +229,14 @@ def test_branches_quantize_what_both_read_once_and_no_line_strays(tmp_path, capl
     assert len(steps) == 2  # of x, and of r for both branches
     inside = [n for node in main for a in node.attribute for n in a.g.node]
     assert [n.op_type for n in inside].count("QuantizeLinear") == 2  # of their outputs
+
+
+def test_maps_are_declined_with_the_way_round_them(tmp_path):
+    items = onnx.helper.make_map_type_proto(7, onnx.helper.make_tensor_type_proto(1, []))
+    body = "y = ai.onnx.ml.ZipMap <classlabels_int64s = [0, 1]> (x)"
+    path = save(tmp_path, text(body, "float[1,2] x"), {})
+    model = onnx.load(path)
+    model.graph.output[0].type.CopyFrom(onnx.helper.make_sequence_type_proto(items))
+    onnx.save(model, path)
+    with pytest.raises(edgeq.errors.ModelError, match="zipmap"):
+        edgeq.quantize(path, "x86_64", samples(1, 2), tmp_path / "out")
