@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Files are written whole or not at all, and TOML is read within bounds."""
 
 from __future__ import annotations
 
@@ -8,10 +8,36 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 
-from edgeq.errors import ModelError
+from edgeq.errors import ModelError, RecipeError
+
+MOST_TOML = 1 << 20  # bytes
+MOST_DOTS = 1000  # in one line: a key of n dotted parts takes the parser n² steps and bytes
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table in a TOML file. Raises RecipeError in one line when it can't be read."""
+    try:
+        if not path.is_file():
+            raise RecipeError(f"{path}: no such file; give a TOML file")
+        content = path.read_bytes()
+        if len(content) > MOST_TOML or max(map(_dots, content.splitlines()), default=0) > MOST_DOTS:
+            raise RecipeError(f"{path}: over {MOST_TOML} bytes, or {MOST_DOTS} dots in a line; that is no such file")
+        return msgspec.toml.decode(content, type=dict[str, Any])
+    except OSError as error:
+        raise RecipeError(f"{path}: can't be read ({error.strerror})") from None
+    except RecursionError:
+        raise RecipeError(f"{path}: nested too deeply") from None
+    except (msgspec.MsgspecError, ValueError) as error:  # UnicodeDecodeError and a number of 5000 digits are of these
+        raise RecipeError(f"{path}: {error}") from None
+
+
+def _dots(line: bytes) -> int:
+    return line.count(b".")
 
 
 @contextmanager

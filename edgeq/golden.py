@@ -57,4 +57,6 @@ def load(path: Path) -> Golden:
             found.setdefault(int(index), ({}, {}))[{"in": 0, "out": 1}[side]][name] = array
     except (ValueError, KeyError):
         raise CalibrationError(f"{path}: not a file of golden vectors; quantize again, with verification") from None
+    if not found:
+        raise CalibrationError(f"{path}: holds no golden vector; quantize again, with verification")
     return Golden([found[index] for index in sorted(found)])

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from edgeq.errors import RecipeError
-from edgeq.files import replacing
+from edgeq.files import read_toml, replacing
 from edgeq.recipe import Recipe
 
 Share = Annotated[float, msgspec.Meta(ge=0)]
@@ -81,13 +81,11 @@ class Lock(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 
 def load(path: str | os.PathLike[str]) -> Lock:
     """Read a lock. Raises RecipeError that names the field and what it may be."""
+    if not Path(path).exists():
+        raise RecipeError(f"{path}: no such lock; `edgeq check --add NAME MODEL …` writes one")
     try:
-        return msgspec.toml.decode(Path(path).read_bytes(), type=Lock)
-    except FileNotFoundError:
-        raise RecipeError(f"{path}: no such lock; `edgeq check --add NAME MODEL …` writes one") from None
-    except OSError as error:
-        raise RecipeError(f"{path}: can't be read ({error.strerror})") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return msgspec.convert(read_toml(Path(path)), type=Lock)
+    except msgspec.ValidationError as error:
         raise RecipeError(f"{path}: {error}") from None
 
 

@@ -10,7 +10,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from edgeq.errors import RecipeError
+from edgeq.files import read_toml
 from edgeq.target import Method
+
+Block = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
 
 
 class Override(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -22,7 +25,7 @@ class Override(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     calibrator: str | None = None
     weight: str | None = None
     bits: Literal[2, 4, 8] | None = None
-    block: int | None = None
+    block: Block | None = None
     act_type: str | None = None
     weight_type: str | None = None
 
@@ -80,7 +83,7 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     calibrator: str = "mse"
     weight: str = "rtn"
     bits: Literal[2, 4, 8] | None = None
-    block: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    block: Block | None = None
     sequential: bool = True
     passes: tuple[Literal["equalize", "smooth", "bias_correct"], ...] = ()
     samples: Annotated[int, msgspec.Meta(ge=0)] = 128
@@ -110,10 +113,8 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
 def load(path: str | os.PathLike[str]) -> Recipe:
     """Read a recipe. Raises RecipeError that names the field and what it may be."""
     try:
-        return msgspec.toml.decode(Path(path).read_bytes(), type=Recipe)
-    except OSError as error:
-        raise RecipeError(f"{path}: can't be read ({error.strerror})") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return msgspec.convert(read_toml(Path(path)), type=Recipe)
+    except msgspec.ValidationError as error:
         raise RecipeError(f"{path}: {error}") from None
 
 

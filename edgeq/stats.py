@@ -73,7 +73,7 @@ def parse(content: bytes, name: str = "statistics") -> Statistics:
             index, _, part = key.partition(".")
             states.setdefault(int(index), {})[part] = array
         summaries = {found.values[index]: _summary(state) for index, state in states.items()}
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, msgspec.MsgspecError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, msgspec.MsgspecError) as error:
         raise CalibrationError(f"{name}: not a file of statistics ({error}); write it with --save-stats") from None
     return replace(found, summaries=summaries)
 
@@ -84,6 +84,8 @@ def _summary(state: dict[str, np.ndarray]) -> Summary:
     for key, array in state.items():
         if key in like and (array.shape != like[key].shape or array.dtype.kind != like[key].dtype.kind):
             raise ValueError(f"{key} is {array.dtype} of shape {array.shape}")
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            raise ValueError(f"{key} is not a number")
     return Summary.from_state(state)
 
 

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import msgspec
 
 from edgeq.errors import RecipeError, TargetError
+from edgeq.files import read_toml
 from edgeq.types import INT_RANGES, Granularity, PerBlock, PerChannel, PerTensor, QSpec
 
 Method = Literal["static", "dynamic", "weight_only", "float16", "float32"]
@@ -176,10 +177,8 @@ def load(name: str) -> Target:
         raise RecipeError(f"no target {name!r}: choose one of {', '.join(names())}")
     try:
         target = msgspec.convert(_read(path), type=Target)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except msgspec.ValidationError as error:
         raise RecipeError(f"{path}: {error}") from None
-    except OSError as error:
-        raise RecipeError(f"{path}: can't be read ({error.strerror})") from None
     _check(path, target)
     return target
 
@@ -197,14 +196,19 @@ def integers(target: Target) -> Target:
 
 def _read(path: Path, depth: int = 0) -> dict[str, Any]:
     """The file's table with what it extends folded in."""
-    table = msgspec.toml.decode(path.read_bytes(), type=dict[str, Any])
+    table = read_toml(path)
     base_name = table.get("extends", "")
     if not base_name:
         return table
     base_path = path.parent / f"{base_name}.toml"
-    if depth > 4 or not base_path.is_file():
-        raise msgspec.ValidationError(f"extends {base_name!r}, which is not a target beside it")
+    if depth > 4 or not os.path.isfile(base_path):  # False, too, for a name that the system refuses to look up
+        raise msgspec.ValidationError(f"extends {str(base_name)[:100]!r}, which is not a target beside it")
     base = _read(base_path, depth + 1)
+    for part in (base, table):
+        if not isinstance(part.get("types", {}), dict):
+            raise msgspec.ValidationError("Expected `object` - at `$.types`")
+        if not all(isinstance(part.get(rows, []), list) for rows in ("rule", "refuse")):
+            raise msgspec.ValidationError("Expected `array` - at `$.rule` and `$.refuse`")
     merged = {**base, **table, "types": {**base.get("types", {}), **table.get("types", {})}}
     for rows in ("rule", "refuse"):
         merged[rows] = [*base.get(rows, []), *table.get(rows, [])]

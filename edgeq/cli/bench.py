@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeq.cli.options import AsJson, Host, HostPython, Quiet, TargetName
-from edgeq.cli.say import print_line, progress, show
+from edgeq.cli.say import print_json, progress, show
 
 
 def bench(
@@ -37,6 +37,6 @@ def bench(
     with progress(quiet or as_json) as advance:
         found = run(models, place, data, threads=[int(count) for count in counts], rounds=rounds, progress=advance)
     if as_json:
-        print_line(dump(found).decode().rstrip())
+        print_json(dump(found))
     elif not quiet:
         show(bench_table(found))

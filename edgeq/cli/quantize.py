@@ -19,7 +19,7 @@ from edgeq.cli.options import (
     TargetOrRecipes,
     shapes_of,
 )
-from edgeq.cli.say import judge, print_line, progress, show
+from edgeq.cli.say import judge, print_json, progress, show
 
 
 def quantize(
@@ -111,7 +111,7 @@ def quantize(
             progress=advance,
         )
     if as_json:
-        print_line(dump(result.report).decode().rstrip())
+        print_json(dump(result.report))
     elif not quiet:
         show(result_table(result.report, result.folder), sensitivity_table(result.report))
     judge(result.report.verification, failure_table, quiet or as_json)

@@ -29,18 +29,24 @@ def progress(silent: bool) -> Any:
 
 def complain(message: str) -> None:
     """One line on stderr, whatever the names in it hold."""
-    from edgeq.report.tables import UNPRINTABLE
+    sys.stderr.write(f"edgeq: {_printable(message)}\n")
 
-    line = re.sub(r"[\r\n]+", " ", message)
-    sys.stderr.write(f"edgeq: {UNPRINTABLE.sub('�', line)}\n")
+
+def _printable(text: str) -> str:
+    from edgeq.report.printable import UNPRINTABLE
+
+    return UNPRINTABLE.sub("�", re.sub(r"[\r\n]+", " ", text))
 
 
 def print_line(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    """One line on stdout, whatever the names in it hold."""
+    sys.stdout.write(_printable(text) + "\n")
 
 
 def print_json(found: Any) -> None:
-    print_line(json.dumps(found, indent=2, default=str))
+    """Plain data, or JSON that is encoded already; it is for machines, so it stays as it is."""
+    text = found.decode().rstrip() if isinstance(found, bytes) else json.dumps(found, indent=2, default=str)
+    sys.stdout.write(text + "\n")
 
 
 def show(*renderables: Any) -> None:

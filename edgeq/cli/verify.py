@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from edgeq.cli.options import AsJson, Host, HostPython, Labels, MaxDrop, MetricSpec, MinSqnr, Quiet
-from edgeq.cli.say import judge, print_line, progress, show
+from edgeq.cli.say import judge, print_json, progress, show
 
 
 def verify(
@@ -59,7 +59,7 @@ def verify(
             progress=advance,
         )
     if as_json:
-        print_line(dump(found).decode().rstrip())
+        print_json(dump(found))
     elif not quiet:
         show(verify_table(found), *([matrix_table(found)] if found.matrix else []))
     judge(found, failure_table, quiet or as_json)

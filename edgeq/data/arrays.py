@@ -19,8 +19,10 @@ from edgeq.errors import CalibrationError
 Shape = tuple[int | None, ...] | None
 Shapes = Mapping[str, Shape]
 MAX_ARRAY_BYTES = 64 << 30
+MOST_DENSE, FREE_BYTES = 200, 256 << 20  # what a file may unpack to: times its own size, or so many bytes
 UNREADABLE = (
-    OSError, ValueError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError, SyntaxError, TokenError
+    OSError, ValueError, OverflowError, zipfile.BadZipFile, zlib.error, EOFError, KeyError, RuntimeError, SyntaxError,
+    TokenError,
 )  # fmt: skip
 """What numpy, zipfile and zlib raise for damaged, encrypted or pickled files."""
 
@@ -74,6 +76,11 @@ def read_npz(file: Path | BytesIO, name: str = "") -> dict[str, np.ndarray]:
             if total > MAX_ARRAY_BYTES:
                 raise CalibrationError(
                     f"{name}: unpacks to {total >> 30} GiB, over the limit of {MAX_ARRAY_BYTES >> 30}"
+                )
+            packed = file.getbuffer().nbytes if isinstance(file, BytesIO) else file.stat().st_size
+            if total > max(FREE_BYTES, MOST_DENSE * packed):
+                raise CalibrationError(
+                    f"{name}: unpacks to {total} bytes, {total // packed} times its own; save it without compression"
                 )
             for info in archive.infolist():
                 with archive.open(info) as stream:

@@ -19,14 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from edgeq import golden
 from edgeq.errors import EdgeqError, RecipeError, VerifyError
 from edgeq.golden import Golden
 from edgeq.graph import io
-from edgeq.report.schema import Report
+from edgeq.report.printable import UNPRINTABLE
+from edgeq.report.schema import Report, load
 from edgeq.report.tables import db, mb
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
@@ -64,10 +64,7 @@ def gather(
     Raises EdgeqError for a folder without report or golden vectors, VerifyError when the artifact is not the report's,
     RecipeError for a name or version that package managers would refuse.
     """
-    try:
-        report = msgspec.json.decode((folder / "report.json").read_bytes(), type=Report)
-    except (OSError, msgspec.DecodeError):
-        raise EdgeqError(f"{folder}: has no readable report.json; give a folder that edgeq quantize wrote") from None
+    report = load(folder)
     artifact = folder / report.artifact.file
     if not artifact.is_file() or io.sha256(_whole(artifact)) != report.artifact.sha256:
         raise VerifyError(f"{artifact}: is missing or not the artifact that report.json describes; quantize again")
@@ -163,7 +160,7 @@ def card(contents: Contents) -> str:
 
 
 def _cell(text: str) -> str:
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", re.sub(r"[\x00-\x1f\x7f]", "�", text))
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", UNPRINTABLE.sub("�", text))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -6,7 +6,8 @@ import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from typing import Any
 
-from edgeq.report.tables import UNPRINTABLE, plain, table
+from edgeq.report.printable import UNPRINTABLE
+from edgeq.report.tables import plain, table
 
 COLUMNS = ("what", "locked", "now", "", "why")
 

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from edgeq.errors import EdgeqError, ToolError
+from edgeq.errors import ToolError
 from edgeq.report.drawing import HEIGHT, WIDTH, Bars, Line, Map, bars, curve, decibel_axis, lay_out
 from edgeq.report.inspect import inspect_file
-from edgeq.report.schema import Report
-from edgeq.report.tables import UNPRINTABLE, db, mb
+from edgeq.report.printable import UNPRINTABLE
+from edgeq.report.schema import Report, load
+from edgeq.report.tables import db, mb
 
 MOST_DRAWN, MOST_RANGES, MOST_TENSORS = 1500, 24, 12  # a page is for looking; the JSON has the rest
 
@@ -39,7 +38,7 @@ class Side:
 
 def page(folders: Sequence[Path]) -> str:
     """The HTML of one output folder's report, or of two side by side. Raises EdgeqError for a folder without one."""
-    reports = [_read(folder) for folder in folders]
+    reports = [load(folder) for folder in folders]
     curves = [[row.sqnr_db for row in r.verification.layers] if r.verification else [] for r in reports]
     low, high, marks = decibel_axis(curves)
     labels = [f"{r.model.file} for {r.target}" for r in reports]
@@ -51,16 +50,6 @@ def page(folders: Sequence[Path]) -> str:
     return _template().render(
         sides=sides, marks=marks, box=(WIDTH, HEIGHT), compared=_compared(sides) if len(sides) > 1 else []
     )
-
-
-def _read(folder: Path) -> Report:
-    path = folder / "report.json"
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Report)
-    except OSError as error:
-        raise EdgeqError(f"{path}: can't be read ({error.strerror}); give a folder that edgeq quantize wrote") from None
-    except msgspec.DecodeError as error:
-        raise EdgeqError(f"{path}: not a report of this version ({error})") from None
 
 
 def _side(label: str, folder: Path, report: Report, low: float, high: float) -> Side:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+
+from edgeq.errors import EdgeqError
 
 
 class FileInfo(msgspec.Struct, frozen=True):
@@ -237,6 +240,26 @@ class Tuning(msgspec.Struct, frozen=True):
     met: bool
     sentence: str
     front: tuple[str, ...] = ()
+
+
+def load(folder: Path) -> Report:
+    """The report of a folder that edgeq quantize wrote.
+
+    Raises EdgeqError for what is no such report, or names an artifact elsewhere.
+    """
+    path = folder / "report.json"
+    try:
+        report = msgspec.json.decode(path.read_bytes(), type=Report)
+    except OSError as error:
+        raise EdgeqError(f"{path}: can't be read ({error.strerror}); give a folder that edgeq quantize wrote") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise EdgeqError(f"{path}: not a report of this version ({error})") from None
+    file = report.artifact.file
+    if not file or len(file) > 255 or "\0" in file or Path(file).name != file:
+        raise EdgeqError(f"{path}: its artifact {file[:255]!r} is no file of this folder")
+    if "edgeq" not in report.versions or any(not -1 < i < n for n, node in enumerate(report.graph) for i in node.reads):
+        raise EdgeqError(f"{path}: not a report of this version (versions, or the order of the graph); quantize again")
+    return report
 
 
 def dump(report: msgspec.Struct) -> bytes:

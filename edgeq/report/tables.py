@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +13,8 @@ from rich.text import Text
 
 from edgeq.coverage import Coverage
 from edgeq.plan import FLOAT, Plan
+from edgeq.report.printable import UNPRINTABLE
 from edgeq.report.schema import OutputDrift, Report, Tuning, Verification
-
-# Control characters, line and paragraph separators, marks that reverse the reading direction, lone surrogates.
-UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def plain(value: Any) -> Text:

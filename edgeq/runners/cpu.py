@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from edgeq.errors import CalibrationError, ModelError, ToolError
+from edgeq.errors import CalibrationError, ModelError, RecipeError, ToolError
 from edgeq.graph.io import one_line, read_graph
 from edgeq.graph.observe import observable
 from edgeq.runners.session import COMMON, Feeds, Outputs, options
@@ -94,7 +94,10 @@ def quiet_options(threads: int, optimization: str, config: dict[str, str]) -> or
     chosen.inter_op_num_threads = 1
     chosen.log_severity_level = 4
     for key, value in config.items():
-        chosen.add_session_config_entry(key, value)
+        try:
+            chosen.add_session_config_entry(key, value)
+        except RuntimeError as error:
+            raise RecipeError(f"session_config {key!r} of the target: {one_line(error)}") from None
     return chosen
 
 

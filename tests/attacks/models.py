@@ -201,7 +201,8 @@ def _varint(number):
 
 
 def _function(name, calls, times=1):
-    nodes = [helper.make_node(calls, ["a"] if i == 0 else [f"t{i}"], [f"t{i + 1}"], domain="local") for i in range(times)]
+    read = ["a", *[f"t{i}" for i in range(1, times)]]
+    nodes = [helper.make_node(calls, [source], [f"t{i + 1}"], domain="local") for i, source in enumerate(read)]
     nodes.append(helper.make_node("Identity", [f"t{times}"], ["b"]))
     return helper.make_function("local", name, ["a"], ["b"], nodes, [helper.make_opsetid("", 17),
                                 helper.make_opsetid("local", 1)])  # fmt: skip
@@ -290,7 +291,8 @@ REFUSED = (
 
 SURVIVED = (
     doubled_constant, doubled_input, doubled_node, unsorted, empty_names, unknown_operator, unknown_opset,
-    negative_opset, no_attribute, wrong_attribute, old_opset, huge_attributes, fills_terabytes, expands_terabytes, ranges_terabytes, doubles_itself, huge_input, nested_ifs,
+    negative_opset, no_attribute, wrong_attribute, old_opset, huge_attributes, fills_terabytes, expands_terabytes,
+    ranges_terabytes, doubles_itself, huge_input, nested_ifs,
 )  # fmt: skip
 """Odd but not beyond sense: a right result or a refusal."""
 

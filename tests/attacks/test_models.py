@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.attacks import models
-from tests.command import samples
+from tests.command import matmul, samples
 
 ALL = dict(models.all_models())
 REFUSED = {make.__name__ for make in models.REFUSED} | {name for name in ALL if name.startswith("external")}
@@ -26,7 +26,8 @@ def test_a_hostile_model(sandbox, tmp_path, name):
     sandbox.refuses("inspect", path, codes=codes)
     sandbox.refuses("plan", path, codes=codes)
     assert tree(tmp_path) == before
-    quantized = sandbox.refuses("quantize", path, "--no-verify", "--method", "weight_only", "-o", tmp_path / "w", codes=codes)
+    packed = ("--no-verify", "--method", "weight_only", "-o", tmp_path / "w")
+    quantized = sandbox.refuses("quantize", path, *packed, codes=codes)
     if name not in GROWING:
         sandbox.refuses("quantize", path, "--calib", data, "-o", tmp_path / "s", codes=codes)
         sandbox.refuses("verify", path, path, "--data", data, codes=codes)
@@ -51,8 +52,6 @@ def test_nodes_out_of_order_are_put_in_order(run, tmp_path):
 @pytest.mark.parametrize("seed", range(12))
 def test_damaged_models(sandbox, tmp_path, seed):
     """Truncated anywhere, or with bits flipped: an answer or a refusal, never a crash."""
-    from tests.command import matmul
-
     content = bytearray(matmul(tmp_path / "m.onnx").read_bytes())
     rng = np.random.default_rng(seed)
     if seed % 3 == 0:
