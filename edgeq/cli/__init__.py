@@ -58,6 +58,9 @@ def main() -> None:
     except EdgeqError as error:
         complain(str(error))
         sys.exit(error.exit_code)
+    except MemoryError:
+        complain("out of memory; give it more, or a smaller model or fewer samples")
+        sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         complain("interrupted; nothing was written")
         sys.exit(INTERRUPTED)

@@ -6,6 +6,7 @@ ends, so the next run can tell what a killed one left from what another one is w
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -82,13 +83,22 @@ def _lock(folder: int) -> bool:
 
 
 def publish(work: Path, output: Path) -> None:
-    """Move the results into place; the report goes last, and only over a complete artifact."""
+    """Move the results into place; the report goes last, and only over a complete artifact.
+
+    Runs that end together take turns, so that a report is never beside another run's artifact.
+    """
     output.mkdir(parents=True, exist_ok=True)
-    (output / "report.json").unlink(missing_ok=True)
-    stale = [name for name in MAYBE if not (work / name).exists()]
-    for file in sorted(work.iterdir()):
-        if file.is_file() and not file.name.startswith(".") and file.name != "report.json":
-            os.replace(file, output / file.name)
-    for name in stale:
-        (output / name).unlink(missing_ok=True)
-    os.replace(work / "report.json", output / "report.json")
+    turn = os.open(output, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system that knows no locks
+            fcntl.flock(turn, fcntl.LOCK_EX)
+        (output / "report.json").unlink(missing_ok=True)
+        stale = [name for name in MAYBE if not (work / name).exists()]
+        for file in sorted(work.iterdir()):
+            if file.is_file() and not file.name.startswith(".") and file.name != "report.json":
+                os.replace(file, output / file.name)
+        for name in stale:
+            (output / name).unlink(missing_ok=True)
+        os.replace(work / "report.json", output / "report.json")
+    finally:
+        os.close(turn)
