@@ -201,7 +201,10 @@ def main(argv: list[str] | None = None) -> int:
         jobs = [(row, sources[row.network], folder, args.epochs) for row in wanted]
         jobs.sort(key=lambda job: -job[0].share)  # the longest first
         with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
-            made = {(m["network"], m["row"]): m for m in pool.imap_unordered(trained, jobs)}
+            made = {}
+            for m in pool.imap_unordered(trained, jobs):
+                made[m["network"], m["row"]] = m
+                print(f"{m['network']}: {m['row']}: {m['accuracy']:.4f}", flush=True)
         for network in dict.fromkeys(row.network for row in wanted):
             print(f"\n| {network} | accuracy | kB | s |\n|---|---|---|---|")
             source = sources[network]

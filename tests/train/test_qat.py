@@ -183,3 +183,14 @@ def test_what_can_not_be_trained_is_named():
         TorchGraph(ir.serde.deserialize_model(helper.make_model(graph)))
     with pytest.raises(CalibrationError, match="a few batches"):
         prepare_qat(SAMPLES / "digits.onnx", RECIPE)
+
+
+def test_weights_of_three_bits_lie_in_four(calibration):
+    qat = digits(calibration, (3, 4))
+    made = codes_of(convert(qat))
+    found = [a.astype(int) for a in made.values() if str(a.dtype) == "int4" and a.ndim > 1]
+    assert len(found) > 10
+    assert {int(a.min()) for a in found} | {int(a.max()) for a in found} <= set(range(-4, 4))
+    assert min(a.min() for a in found) == -4
+    with pytest.raises(RecipeError, match="activations of 3"):
+        with_bits(targets.load("generic"), 3, 3)
