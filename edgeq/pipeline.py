@@ -41,6 +41,7 @@ from edgeq.report import build as reports
 from edgeq.report.evidence import Evidence, drawn, ranges
 from edgeq.report.folder import publish, work_folder
 from edgeq.report.schema import Report, dump
+from edgeq.runners.places import of_target
 from edgeq.search.sensitivity import sensitivity
 from edgeq.shards import chosen as drawn_by
 from edgeq.solve import solve
@@ -86,6 +87,7 @@ def quantize(
     budget: Budget | None = None,
     check: bool = True,
     layers: bool = False,
+    also: Sequence[str] = (),
     workers: int = 1,
     dask: str | None = None,
     stats: str | os.PathLike[str] | None = None,
@@ -104,6 +106,7 @@ def quantize(
 
     target: by default the recipe's. calib: see `edgeq.data.open_data`; only the static method needs it.
     eval_data: what to verify on, by default `calib`. check: whether to verify. layers: measure every layer too.
+    also: further targets to verify on.
     workers, dask, stats, save_stats, keep, device, rank: see `edgeq.observation.Ways`. recorded: see `edgeq.verify`.
     data_free: calibrate on made-up data. bpw, max_bytes: see `edgeq.allocation`.
     settings: fields of the recipe, which win over `recipe`'s; None leaves one as it is.
@@ -156,6 +159,7 @@ def quantize(
                 metric=metric,
                 budget=budget,
                 layers=layers,
+                boards=[of_target(targets.load(name)) for name in also],
                 keep=kept,
                 recorded=recorded,
                 progress=progress,

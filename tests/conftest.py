@@ -4,6 +4,7 @@ import signal
 import sys
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from edgeq import cli
 
@@ -22,3 +23,8 @@ def run(monkeypatch, capsys):
 
     yield call
     signal.signal(signal.SIGTERM, before)
+
+
+# A loaded machine is no fault of a strategy.
+settings.register_profile("edgeq", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("edgeq")

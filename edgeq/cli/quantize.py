@@ -66,6 +66,7 @@ def quantize(
     check: Annotated[bool, typer.Option("--verify/--no-verify", help="Run the result against the float model.")] = True,
     layers: Annotated[bool, typer.Option("--layers", help="Also measure every layer that both models have.")] = False,
     rank: Annotated[bool, typer.Option("--sensitivity", help="Also what each node's rounding alone does.")] = False,
+    also: Annotated[list[str], typer.Option(help="A further target to verify the artifact on; repeat it.")] = [],  # noqa: B006
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -102,6 +103,7 @@ def quantize(
             budget=Budget(max_drop, min_sqnr),
             check=check,
             layers=layers,
+            also=also,
             rank=rank,
             data_free=data_free,
             workers=workers,

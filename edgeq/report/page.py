@@ -98,6 +98,11 @@ def facts(report: Report) -> list[tuple[str, str, str]]:
         found.append(
             ("Speed", f"{r.float_latency_ms / r.latency_ms:.2f}×", f"{r.float_latency_ms:.2f} → {r.latency_ms:.2f} ms")
         )
+    if report.compiled:
+        c = report.compiled
+        total = c["npu_operators"] + c["cpu_operators"]
+        note = f"{c['accelerator']}, {c['sram_kib']:.1f} KiB SRAM, {c['cycles']:,} cycles"
+        found.append(("On the NPU", f"{c['npu_operators']} of {total}", note))
     return found
 
 

@@ -81,6 +81,21 @@ def test_the_graph_of_the_report_is_the_models(folders):
     assert not any(r.clipped or r.counts for r in minmax.ranges)
 
 
+def test_the_drift_matrix_and_the_npu_are_shown(folders, tmp_path):
+    edgeq.quantize(SAMPLES / "digits.onnx", "generic", output=tmp_path / "out", also=["x86_64", "openvino"], **DATA)
+    seen = Text(page([tmp_path / "out"]))
+    matrix = json.loads((tmp_path / "out" / "report.json").read_text())["verification"]["matrix"]
+    assert [row["target"] for row in matrix] == ["generic", "x86_64", "openvino"]
+    for row in matrix:
+        (output,) = row["outputs"]
+        same = "yes" if output["identical"] else "no"
+        assert f"logits {output['sqnr_db']:.1f} dB {output['steps']} {same}" in seen.text
+    report = msgspec.json.decode((folders[0] / "report.json").read_bytes(), type=Report)
+    npu = {"accelerator": "ethos-u55-128", "npu_operators": 54, "cpu_operators": 2, "sram_kib": 9.1, "cycles": 131456}
+    (fact,) = [f for f in facts(msgspec.structs.replace(report, compiled=npu)) if f[0] == "On the NPU"]
+    assert fact[1:] == ("54 of 56", "ethos-u55-128, 9.1 KiB SRAM, 131,456 cycles")
+
+
 def test_two_reports_are_compared(folders):
     seen = Text(page(folders))
     rows = [attrs for tag, attrs in seen.tags if tag == "tr" and attrs.get("class") == "differs"]
