@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import msgspec
 import onnx_ir as ir
@@ -20,8 +20,7 @@ from edgeq.allocation import allocated
 from edgeq.calibrate.summary import Summary
 from edgeq.costs import costly_joins
 from edgeq.coverage import Coverage, coverage
-from edgeq.data import Dataset, open_data
-from edgeq.data.images import resolve
+from edgeq.data import Dataset
 from edgeq.datafree import batch_moments
 from edgeq.errors import RecipeError, TargetError, ToolError
 from edgeq.graph import io
@@ -41,6 +40,7 @@ from edgeq.report import build as reports
 from edgeq.report.evidence import Evidence, drawn, ranges
 from edgeq.report.folder import publish, work_folder
 from edgeq.report.schema import Report, dump
+from edgeq.request import aim_of, open_samples, resolve_recipe, shaped_as, with_images
 from edgeq.runners.places import of_target
 from edgeq.search.sensitivity import sensitivity
 from edgeq.shards import chosen as drawn_by
@@ -117,7 +117,7 @@ def quantize(
     if data_free and not (calib is None and stats is None):
         raise RecipeError("--data-free makes data up: leave out --calib and --stats")
     chosen = resolve_recipe(recipe, target, **settings)
-    aim = _aim(target, chosen)
+    aim = aim_of(target, chosen)
     if chosen.method != "static" and (data_free or stats is not None or save_stats is not None):
         raise RecipeError(f"method {chosen.method} has no statistics: leave out --data-free, --stats and --save-stats")
     budget = budget or Budget()
@@ -125,13 +125,13 @@ def quantize(
         raise RecipeError("a budget needs a verification: give --calib or --eval, and leave out --no-verify")
     with work_folder(Path(output)) as work:
         source = io.load(path)
-        chosen = _resolve_images(chosen, source)
+        chosen = with_images(chosen, source)
         if data_free:
             ways = replace(ways, moments=batch_moments(source))
-        data, held_out = (_open(given, chosen, source) for given in (calib, eval_data))
+        data, held_out = (open_samples(given, chosen, source) for given in (calib, eval_data))
         held_out = held_out or data
         if aim.static_shapes and held_out is not None:
-            chosen = _shaped_as(held_out, chosen, source)
+            chosen = shaped_as(held_out, chosen, source)
         progress("prepare", 0, None)
         prepared_path, prepared = _prepare(source, aim, chosen, work)
         del source  # and with it the weights in memory: those of the prepared model are mapped
@@ -177,69 +177,9 @@ def quantize(
     return Result(Path(output), Path(output) / artifact.name, report, final)
 
 
-def resolve_recipe(
-    recipe: Recipe | str | os.PathLike[str] | None, target: str | Target | None, **settings: Any
-) -> Recipe:
-    """The recipe with what was asked for beside it written in. Raises RecipeError for an unknown name."""
-    chosen = recipe if isinstance(recipe, Recipe) else Recipe() if recipe is None else recipes.load(recipe)
-    settings["target"] = target.name if isinstance(target, Target) else target
-    changes = {field: value for field, value in settings.items() if value is not None}
-    if unknown := [field for field in changes if field not in Recipe.__struct_fields__]:
-        raise RecipeError(f"no setting {unknown[0]!r}: choose one of {', '.join(Recipe.__struct_fields__)}")
-    chosen = msgspec.structs.replace(chosen, **changes)
-    if chosen.integer_only:
-        chosen = msgspec.structs.replace(chosen, elementwise="all", attention=True)
-    if (chosen.integer_only and chosen.method != "static") or (chosen.integer_io and not chosen.integer_only):
-        raise RecipeError("integer_io goes with integer_only, and that with the method static")
-    if chosen.method not in get_args(Method):
-        raise RecipeError(f"no method {chosen.method!r}: choose one of {', '.join(get_args(Method))}")
-    if chosen.rounding not in ("double", "single"):
-        raise RecipeError(f"no rounding {chosen.rounding!r}: choose double or single")
-    load("edgeq.calibrate", chosen.calibrator, "choose")
-    load("edgeq.weights", chosen.weight, "quantize")
-    for row in chosen.rule:
-        for package, name, having in (("calibrate", row.calibrator, "choose"), ("weights", row.weight, "quantize")):
-            if name is not None:
-                load(f"edgeq.{package}", name, having)
-    return chosen
-
-
-def _aim(target: str | Target | None, recipe: Recipe) -> Target:
-    """The target, with other rules where nothing may be float. By default the recipe's."""
-    aim = target if isinstance(target, Target) else targets.load(target or recipe.target)
-    return targets.integers(aim) if recipe.integer_only else aim
-
-
-def _resolve_images(recipe: Recipe, source: ir.Model) -> Recipe:
-    """The recipe with `preprocess` complete, as the model's input has it."""
-    if recipe.preprocess is None:
-        return recipe
-    shapes = [shape for name, shape in _shapes(recipe, source).items() if name not in dict(recipe.state).values()]
-    return msgspec.structs.replace(recipe, preprocess=resolve(recipe.preprocess, shapes[0] if shapes else None))
-
-
-def _shapes(recipe: Recipe, source: ir.Model) -> dict[str, tuple[int | None, ...] | None]:
-    return io.input_shapes(source) | dict(recipe.shapes)
-
-
-def _shaped_as(data: Dataset, recipe: Recipe, source: ir.Model) -> Recipe:
-    """The recipe with the first sample's shapes for free inputs, on a target that takes fixed shapes only."""
-    given = dict(recipe.shapes)
-    free = {name for name, shape in io.input_shapes(source).items() if shape is None or None in shape} - set(given)
-    first = next(iter(data), {}) if free else {}
-    given |= {name: tuple(first[name].shape) for name in sorted(free) if name in first}
-    return msgspec.structs.replace(recipe, shapes=tuple(given.items()))
-
-
-def _open(given: Any, recipe: Recipe, source: ir.Model) -> Dataset | None:
-    if given is None:
-        return None
-    return open_data(given, _shapes(recipe, source), recipe.preprocess, [into for _, into in recipe.state])
-
-
 def plan_file(model: str | os.PathLike[str], target: str | Target, recipe: Recipe) -> Plan:
     """The plan for a model file, before any data is seen."""
-    aim = _aim(target, recipe)
+    aim = aim_of(target, recipe)
     return plan(_ready(io.load(model), aim, recipe), aim, recipe)
 
 
@@ -249,7 +189,7 @@ def coverage_files(model: str | os.PathLike[str], names: Sequence[str], recipe: 
     for name in names:
         asked = msgspec.structs.replace(recipe, target=name)
         try:
-            aim = _aim(name, asked)
+            aim = aim_of(name, asked)
             prepared = _ready(io.load(model), aim, asked)
             found.append(coverage(prepared, plan(prepared, aim, asked), aim))
         except TargetError as error:

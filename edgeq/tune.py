@@ -26,12 +26,13 @@ import numpy as np
 from edgeq.coverage import integer_share
 from edgeq.errors import EdgeqError, RecipeError
 from edgeq.graph import io
-from edgeq.pipeline import quantize, resolve_recipe
+from edgeq.pipeline import quantize
 from edgeq.recipe import Override, Recipe
 from edgeq.recipe import dump as dump_recipe
 from edgeq.report.build import versions
 from edgeq.report.folder import publish, work_folder
 from edgeq.report.schema import Report, Trial, Tuning, dump
+from edgeq.request import resolve_recipe
 from edgeq.scores import Agreement, MetricFunction
 from edgeq.types import Progress, silent
 

@@ -25,8 +25,9 @@ def plan(
     """What each node would get, or why it stays float; of several targets, how much each runs on integers."""
     import msgspec
 
-    from edgeq.pipeline import coverage_files, plan_file, resolve_recipe
+    from edgeq.pipeline import coverage_files, plan_file
     from edgeq.report.tables import coverage_table, plan_table
+    from edgeq.request import resolve_recipe
 
     names = [name for name in (target or "").split(",") if name]
     chosen = resolve_recipe(recipe, names[0] if names else None, method=method, shapes=shapes_of(shape))
