@@ -1,6 +1,6 @@
 """Seeded mutations of good files against every reader: `python -m benchmarks.fuzz [SECONDS] [SEED]`.
 
-What a child answers with anything but a result or one line is kept in `tests/attacks/seeds`, to be mended and made a test of.
+What a child answers with anything but a result or one line is kept in `tests/attacks/seeds`, to be mended and tested.
 """
 
 import hashlib

@@ -256,7 +256,7 @@ def test_the_sources_parse(packages, platform, language, suffix):
 
 
 def test_what_can_not_be_packed_is_one_line(made, tmp_path):
-    with pytest.raises(EdgeqError, match=r"no readable report\.json"):
+    with pytest.raises(EdgeqError, match=r"report\.json: can.t be read"):
         gather(tmp_path)
     with pytest.raises(RecipeError, match="package name"):
         gather(made, name="../x")
