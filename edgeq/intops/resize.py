@@ -61,8 +61,11 @@ def _bilinear_float(x: np.ndarray, params: ResizeParams) -> np.ndarray:
 
 def resize_bilinear(x: np.ndarray, params: ResizeParams) -> np.ndarray:
     """x (N, H, W, C) int8, int16 or uint8 -> (N, OH, OW, C)."""
-    if x.dtype == np.uint8:
-        return _bilinear_float(x, params)
+    return _bilinear_float(x, params) if x.dtype == np.uint8 else bilinear_q10(x, params)
+
+
+def bilinear_q10(x: np.ndarray, params: ResizeParams) -> np.ndarray:
+    """RESIZE_BILINEAR in integers, for codes of any type: what graphs of integers alone compute on uint8 too."""
     y0, y1, wy = axis_bilinear(x.shape[1], params.size[0], params)
     x0, x1, wx = axis_bilinear(x.shape[2], params.size[1], params)
     wide = x.astype(np.int64)

@@ -3,7 +3,8 @@
     x · clip(x / 6 + 1/2, 0, 1)   =   Mul(x, Add(x / 6, 1/2) rounded to steps of 1/255)
 
 The codes of x at a sixth of their scale are x / 6, and the saturation of uint8 is the clip. onnxruntime fuses this into
-QLinearAdd and QLinearMul; its HardSwish is two float kernels, between a DequantizeLinear and a QuantizeLinear.
+QLinearAdd and QLinearMul; its HardSwish is two float kernels, between a DequantizeLinear and a QuantizeLinear. The
+scales of the sum are tie-free (`edgeq.sums`), so that every machine rounds it alike.
 """
 
 from __future__ import annotations
@@ -12,6 +13,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeq.graph.edit import Names, add_initializer, all_graphs, constant, make_node, remove, sole_consumer
+from edgeq.sums import tie_free_scale
+
+STEP = np.asarray(1 / 255, np.float32)
 
 
 def rewrite(model: ir.Model) -> ir.Model:
@@ -42,8 +46,9 @@ def _write(model: ir.Model, graph: ir.Graph, node: ir.Node, names: Names, shared
     scale, base = constant(source.inputs[1]), x.name
     assert scale is not None
     if not shared:
-        for name, value in {"one": 1, "zero": 0, "half": 0.5, "step": 1 / 255}.items():
-            array = np.asarray(value, np.float32 if isinstance(value, float) else np.uint8)
+        nearly = tie_free_scale(np.asarray(0.5, np.float32), STEP)
+        ends = {"one": np.asarray(1, np.uint8), "zero": np.asarray(0, np.uint8), "half": nearly, "step": STEP}
+        for name, array in ends.items():
             shared[name] = add_initializer(model.graph, names.new(f"gate_{name}"), array)
     one, zero, half, step = (shared[name] for name in ("one", "zero", "half", "step"))
 
@@ -54,7 +59,7 @@ def _write(model: ir.Model, graph: ir.Graph, node: ir.Node, names: Names, shared
         graph.insert_before(node, new)
         return new.outputs[0]
 
-    less = add_initializer(model.graph, names.new(f"{base}_sixth"), (scale / 6).astype(np.float32))
+    less = add_initializer(model.graph, names.new(f"{base}_sixth"), tie_free_scale(scale / np.float32(6), STEP))
     sixth = add("DequantizeLinear", [source.inputs[0], less, source.inputs[2]], "by_6")
     offset = f"offset {id(graph)}"
     if offset not in shared:

@@ -302,4 +302,3 @@ def all_models():
         yield make.__name__, make
     for name, entries in EXTERNAL.items():
         yield f"external data: {name}", lambda folder, entries=entries: _external(folder, **entries)
-

@@ -235,6 +235,7 @@ def test_a_strided_subsample_chooses_a_range_as_good():
         sub = Summary(Extrema(), Histogram())
         for part in np.split(x, 10):
             sub.update(part, stride=7)
+        sub.settle()
         assert (sub.extrema.lo, sub.extrema.hi) == (x.min(), x.max())
         assert sub.histogram.near.counts.sum() == pytest.approx(x.size, rel=1e-3)
         for name, p in (("mse", 2.0), ("lp", 2.4), ("percentile", 2.0)):

@@ -296,7 +296,7 @@ def test_linear_resizes(mode, data):
     model = qdq("Resize", ["x", "", "", "n"], {"x": (x.shape, quant)}, {"n": sizes}, [quant], mode="linear",
                 coordinate_transformation_mode=mode)  # fmt: skip
     params = resize.ResizeParams(size, mode == "align_corners", mode == "half_pixel")
-    want = resize.resize_bilinear(nhwc(x), params)
+    want = resize.bilinear_q10(nhwc(x), params)
     np.testing.assert_array_equal(outputs(model, {"x": x})[0], nchw(want))
 
 
