@@ -15,10 +15,12 @@ import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
@@ -30,12 +32,14 @@ from edgeq.errors import CalibrationError, RecipeError
 from edgeq.export import export
 from edgeq.graph import io
 from edgeq.graph.prepare import prepare
+from edgeq.passes.hard_swish import STEP
 from edgeq.passes.tables import store_tables
 from edgeq.plan import Plan
 from edgeq.planner import plan
 from edgeq.recipe import Recipe
 from edgeq.registry import load
 from edgeq.solve import activation_params, bias_tensors
+from edgeq.sums import tie_free_scale
 from edgeq.target import Target
 from edgeq.train.coded import THRESHOLDS, Shared, Signs
 from edgeq.train.fake import FakeBias, FakeQuantize, Steps, round_through
@@ -84,13 +88,22 @@ def prepare_qat(
         if qat.quantizer(bias.value) is None:
             qat.quantize_weight(bias.value, FakeBias(qat.quantizer(bias.act), qat.quantizer(layer.value)))
     if "hard_swish" in aim.passes_after:
-        qat.instead |= {node.name or "": _rounded_gate for node in prepared.graph if _becomes_integers(node, made)}
+        gates = [node for node in prepared.graph if _becomes_integers(node, made)]
+        qat.instead |= {n.name or "": partial(_rounded_gate, qat.quantizer(_input(n))) for n in gates}
     return qat
 
 
-def _rounded_gate(node: ir.Node, x: Tensor) -> Tensor:
-    """HardSwish as `edgeq.passes.hard_swish` writes it: its gate is rounded to steps of 1/255."""
-    return x * round_through((x / 6 + 0.5).clamp(0, 1) * 255) / 255
+def _input(node: ir.Node) -> str:
+    value = node.inputs[0]
+    return (value.name or "") if value is not None else ""
+
+
+def _rounded_gate(quantizer: FakeQuantize, node: ir.Node, x: Tensor) -> Tensor:
+    """HardSwish as `edgeq.passes.hard_swish` writes it: its gate is rounded to steps of 1/255, its scales tie-free."""
+    scale = quantizer.step().detach().cpu().numpy()
+    sixth = float(tie_free_scale(scale / np.float32(6), STEP) / scale)
+    half = float(tie_free_scale(np.asarray(0.5, np.float32), STEP))
+    return x * round_through((x * sixth + half).clamp(0, 1) * 255) / 255
 
 
 def _becomes_integers(node: ir.Node, plan: Plan) -> bool:
