@@ -23,7 +23,7 @@ from edgeq.calibrate.gram import Gram
 from edgeq.data import Dataset
 from edgeq.data.arrays import read_npz
 from edgeq.errors import CalibrationError, ModelError
-from edgeq.files import let_go, spilled
+from edgeq.files import let_go, replacing, spilled
 from edgeq.graph import io
 from edgeq.graph.edit import add_initializer, is_constant, rank, sole_consumer
 from edgeq.numerics import affine
@@ -208,10 +208,8 @@ def _kept(layer: Layer, keep: Path | None, work: Path, device: str) -> QTensor:
             path.unlink()
     solved = _solved(layer, work, device)
     keep.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    with open(partial, "wb") as stream:
+    with replacing(path) as file, open(file, "wb") as stream:
         np.savez(stream, data=solved.data, scale=solved.params.scale, zero_point=solved.params.zero_point)
-    partial.replace(path)
     return solved
 
 

@@ -35,7 +35,7 @@ WORTH = 3.0  # dB that a split must gain: half of the noise
 def splittable(made: Plan, model: ir.Model, target: Target) -> list[str]:
     """Values that only linear layers on integers read, and whose rules in the target allow `split`."""
     nodes = {n.name or "": n for graph in all_graphs(model) for n in graph}
-    integer = {n.name for n in made.nodes if n.decision == INTEGER}
+    integer = made.decided(INTEGER)
     weights = {w.node: w for w in made.weights if w.index == 1}
     members: dict[str, int] = {}
     for value in made.values:

@@ -13,7 +13,7 @@ import msgspec
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, TopologicalSortPass
 
-from edgeq import golden, recovery
+from edgeq import golden, passes, recovery
 from edgeq import recipe as recipes
 from edgeq import target as targets
 from edgeq.allocation import allocated
@@ -46,7 +46,7 @@ from edgeq.search.sensitivity import sensitivity
 from edgeq.shards import chosen as drawn_by
 from edgeq.solve import solve
 from edgeq.target import Method, Target
-from edgeq.types import Progress, silent
+from edgeq.types import Progress, Stats, silent
 from edgeq.verification import verify_files
 from edgeq.verify import Budget, MetricFunction
 
@@ -138,8 +138,7 @@ def quantize(
         if bpw is not None or max_bytes is not None:
             chosen = allocated(chosen, prepared, aim, data, work, bpw, max_bytes, progress)
         found, final, evidence = _quantize(prepared, prepared_path, aim, chosen, data, work, ways, progress)
-        for name in aim.passes_after:
-            load("edgeq.passes", name, "rewrite").rewrite(found)
+        passes.run(found, aim.passes_after)
         progress("save", 0, None)
         _finish(found)
         write = partial(
@@ -201,8 +200,7 @@ def _ready(source: ir.Model, target: Target, recipe: Recipe) -> ir.Model:
     """The model prepared, with the recipe's shapes, and rewritten as the target's runtime likes it."""
     fix_shapes(source, dict(recipe.shapes))
     prepared = prepare(source, target.opset)
-    for name in target.passes_before:
-        load("edgeq.passes", name, "rewrite").rewrite(prepared)
+    passes.run(prepared, target.passes_before)
     return prepared
 
 
@@ -243,8 +241,11 @@ def _quantize(
     samples = drawn_by(data, recipe) if data is not None and recipe.method == "weight_only" else None
     if samples is not None and data is not None:
         about = {"samples": samples.count, "data": data.name}
+    known: dict[str, Stats] | None = None
     while True:
         made, limited = split_outliers(plan(prepared, target, recipe, excluded), prepared, target, recipe, summaries)
+        if known is None:  # later plans have no other layers, only fewer
+            known = recovery.layer_stats(prepared, path, made, data, recipe) if recipe.method == "static" else {}
         if recipe.method == "weight_only":
             keep = Path(ways.keep) if ways.keep else None
             solution, failed = solve_layers(
@@ -252,7 +253,6 @@ def _quantize(
             )
         else:
             counted = partial(_count, progress, "solve", len(made.weights))
-            known = recovery.layer_stats(prepared, path, made, data, recipe) if recipe.method == "static" else {}
             solution, failed = solve(made, prepared, limited, known, counted)
         if not failed:
             break

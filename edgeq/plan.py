@@ -102,6 +102,10 @@ class Plan:
         """The values whose statistics the plan needs, one a group."""
         return [v for v in self.values if v.name == v.group and v.fixed is None]
 
+    def decided(self, decision: str) -> set[str]:
+        """The names of the nodes that become that."""
+        return {n.name for n in self.nodes if n.decision == decision}
+
     def counts(self) -> dict[str, int]:
         out: dict[str, int] = {}
         for node in self.nodes:

@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import TopologicalSortPass
 
+from edgeq import passes
 from edgeq import target as targets
 from edgeq.calibrate.summary import Summary
 from edgeq.data import open_data
@@ -74,8 +75,7 @@ def retarget(
     if not said.activations and not said.constants:
         raise ModelError(f"{model}: has no Q-DQ pairs; quantize it, or give --encodings")
     prepared = prepare(source, aim.opset)
-    for name in aim.passes_before:
-        load("edgeq.passes", name, "rewrite").rewrite(prepared)
+    passes.run(prepared, aim.passes_before)
     excluded: dict[str, str] = {}
     summaries = {} if calib is None else _measured(prepared, aim, recipe, calib)
     while True:
@@ -101,8 +101,7 @@ def retarget(
     solution = Solution(groups, weights, bias_tensors(made, constants, groups, weights, {}))
     store_tables(prepared, made, solution)
     written = qdq.apply(prepared, made, solution, aim)
-    for name in aim.passes_after:
-        load("edgeq.passes", name, "rewrite").rewrite(written)
+    passes.run(written, aim.passes_after)
     TopologicalSortPass()(written)
     io.check(written, str(model))
     io.save(written, Path(output))
@@ -130,8 +129,7 @@ def _groups(
         if value.group in groups:
             continue
         if value.fixed is not None:
-            fixed = np.asarray(value.fixed.scale, np.float32), np.asarray(value.fixed.zero_point, np.int32)
-            groups[value.group] = QParams(*fixed, value.spec)
+            groups[value.group] = activation_params(value, None, None)
             continue
         has = (v for v in made.values if v.group == value.group and v.name in said.activations)
         params = next((moved(said.activations[v.name], value.spec, ()) for v in has), None)

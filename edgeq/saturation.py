@@ -22,7 +22,7 @@ INTEGER_FORMS = {"ConvInteger": "Conv", "MatMulInteger": "MatMul"}
 def planned(model: ir.Model, plan: Plan) -> list[str]:
     """A line a layer of the plan, from the codes that its weights round to. A weight algorithm may choose others."""
     nodes = {node.name: node for graph in all_graphs(model) for node in graph}
-    stored = {row.name for row in plan.nodes if row.decision == STORED}
+    stored = plan.decided(STORED)
     lines: list[str] = []
     for row in plan.weights:
         node = nodes[row.node]

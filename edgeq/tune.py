@@ -31,7 +31,7 @@ from edgeq.recipe import Override, Recipe
 from edgeq.recipe import dump as dump_recipe
 from edgeq.report.build import versions
 from edgeq.report.folder import publish, work_folder
-from edgeq.report.schema import Report, Trial, Tuning, dump
+from edgeq.report.schema import Report, Trial, Tuning, dump, load
 from edgeq.request import resolve_recipe
 from edgeq.scores import Agreement, MetricFunction
 from edgeq.types import Progress, silent
@@ -102,7 +102,7 @@ class _Search:
         folder, start = self.output / TRIALS / digest, time.monotonic()
         fresh = not (folder / "report.json").exists()
         try:
-            report = self._run(recipe, folder, rank) if fresh else _read(folder)
+            report = self._run(recipe, folder, rank) if fresh else load(folder)
         except EdgeqError as error:
             self.trials.append(Trial(step, digest, problem=str(error), seconds=time.monotonic() - start))
             return None
@@ -227,7 +227,7 @@ def _mix(search: _Search) -> None:
     ranked = search.attempt("sensitivity", start, rank=True)
     if ranked is None:
         return
-    rows = _read(search.output / TRIALS / ranked.digest).sensitivity
+    rows = load(search.output / TRIALS / ranked.digest).sensitivity
     total = max(sum(row.macs for row in rows), 1)
     order = sorted(rows, key=lambda row: -row.error / (row.macs / total + 1e-3))
     low, high, count = 0, len(order), 1
@@ -297,10 +297,6 @@ def _deliver(found: Tuning, best: Trial, output: Path) -> None:
                 shutil.copyfile(file, work / file.name)
         (work / "tuning.json").write_bytes(dump(found))
         publish(work, output)
-
-
-def _read(folder: Path) -> Report:
-    return msgspec.json.decode((folder / "report.json").read_bytes(), type=Report)
 
 
 def _digest(parts: list[Any]) -> str:

@@ -36,7 +36,7 @@ def apply(model: ir.Model, plan: Plan, solution: Solution, target: Target) -> ir
 
 def make_dynamic(model: ir.Model, plan: Plan, solution: Solution) -> ir.Model:
     """Rewrite in place every node that the plan makes dynamic, and return the model."""
-    planned = {n.name for n in plan.nodes if n.decision == DYNAMIC}
+    planned = plan.decided(DYNAMIC)
     writer = _Writer(model, solution)
     for graph in all_graphs(model):
         for node in list(graph):

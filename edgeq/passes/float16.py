@@ -27,7 +27,7 @@ FLOAT, FLOAT16 = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 def apply(model: ir.Model, plan: Plan, solution: Solution, target: Target) -> ir.Model:
     """Rewrite in place every node that the plan gives float16, and return the model."""
-    planned = {row.name for row in plan.nodes if row.decision == HALF}
+    planned = plan.decided(HALF)
     opset, names = model.opset_imports[""], Names(model)
     slots = {node: half_slots(node, opset) for node in model.graph if node.name in planned}
     made = [node.outputs[i] for node, (_, outputs) in slots.items() for i in outputs]

@@ -39,7 +39,7 @@ def insert_qdq(model: ir.Model, plan: Plan, solution: Solution, dedicated: bool 
     writer = Writer(model, solution, dedicated)
     for value in plan.values:
         writer.activation(value)
-    stored = {n.name for n in plan.nodes if n.decision == STORED}
+    stored = plan.decided(STORED)
     for weight in plan.weights:
         if weight.node in stored:
             continue

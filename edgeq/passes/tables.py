@@ -18,7 +18,7 @@ from edgeq.types import Solution
 
 def store_tables(model: ir.Model, plan: Plan, solution: Solution) -> ir.Model:
     """Rewrite in place every node whose table or weights the plan stores, and return the model."""
-    planned = {n.name for n in plan.nodes if n.decision == STORED}
+    planned = plan.decided(STORED)
     stored: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
     weights = Writer(model, solution)
     for weight in plan.weights:

@@ -37,7 +37,7 @@ TYPES = {
 
 def apply(model: ir.Model, plan: Plan, solution: Solution, target: Target) -> ir.Model:
     """Rewrite in place every node whose weight the plan stores, and return the model."""
-    planned = {n.name for n in plan.nodes if n.decision == PACKED}
+    planned = plan.decided(PACKED)
     writer = _Writer(model, solution, target)
     for graph in all_graphs(model):
         for node in list(graph):

@@ -25,6 +25,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from edgeq import passes
 from edgeq import target as targets
 from edgeq.calibrate.histogram import Histogram
 from edgeq.calibrate.summary import Summary
@@ -77,8 +78,7 @@ def prepare_qat(
     """
     aim = target or targets.load(recipe.target)
     prepared = prepare(_onnx(model, example), aim.opset)
-    for name in aim.passes_before:
-        load("edgeq.passes", name, "rewrite").rewrite(prepared)
+    passes.run(prepared, aim.passes_before)
     made = plan(prepared, aim, recipe)
     qat = Qat(prepared, made, aim)
     _weights(qat, steps, centroids)
@@ -222,8 +222,7 @@ def convert(qat: Qat) -> ir.Model:
     solution = Solution(groups, weights, bias_tensors(qat.plan, _constants(model), groups, weights, {}))
     store_tables(model, qat.plan, solution)
     made: ir.Model = load("edgeq.passes", "qdq", "apply").apply(model, qat.plan, solution, qat.target)
-    for name in qat.target.passes_after:
-        load("edgeq.passes", name, "rewrite").rewrite(made)
+    passes.run(made, qat.target.passes_after)
     return made
 
 
