@@ -8,7 +8,6 @@ nothing explains fail.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -16,18 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import msgspec
-
 from edgeq.errors import RecipeError
 from edgeq.graph import io
 from edgeq.lock import Locked, Seen
+from edgeq.observation import statistics_key
 from edgeq.pipeline import quantize
 from edgeq.recipe import Recipe
 from edgeq.recipe import dump as dump_recipe
 from edgeq.report.build import versions
-from edgeq.report.schema import OutputDrift
+from edgeq.report.schema import OutputDrift, PlaceOutput, PlaceRow, Verification
 from edgeq.types import Progress, silent
-from edgeq.verification import verify_files
 
 Verdict = Literal["same", "moved", "failed"]
 SOURCES = ("model", "calib", "eval")
@@ -81,50 +78,49 @@ def build(name: str, locked: Locked, folder: Path, progress: Progress = silent, 
         raise RecipeError(f"artifact {name!r} of the lock needs a `model`, and `eval` or `calib` data to verify on")
     judged: dict[str, Any] = {"labels": locked.labels or None, "metric": locked.metric or None, "progress": progress}
     judged["recorded"] = None if cache is None else cache / "answers"
+    hashes = sources(locked, folder)
     with tempfile.TemporaryDirectory(prefix="edgeq-check-") as work:
-        out, kept = Path(work) / "out", _statistics(cache, locked, recipe, folder)
-        made = quantize(model, locked.target, eval_data=data or calib, output=out, recipe=recipe, **kept, **judged)
-        report = made.report
-        assert report.verification is not None
-        found = {locked.target: report.verification}
-        for target in locked.also:
-            found[target] = verify_files(model, made.artifact, target, data or calib, recipe=recipe, **judged)
+        out, kept = Path(work) / "out", _statistics(cache, locked, recipe, calib, hashes)
+        made = quantize(
+            model, locked.target, eval_data=data or calib, output=out, recipe=recipe, also=locked.also, **kept, **judged
+        )
+    report = made.report
+    assert report.verification is not None
+    further = zip(locked.also, report.verification.matrix[1:], strict=True)
+    found: dict[str, Verification | PlaceRow] = {locked.target: report.verification, **dict(further)}
     return Seen(
         artifact=report.artifact.sha256,
         bytes=report.artifact.bytes,
         nodes=report.nodes.total,
         integer=report.nodes.integer,
         recipe=hashlib.sha256(dump_recipe(recipe).encode()).hexdigest(),
-        sources=sources(locked, folder),
+        sources=hashes,
         versions=report.versions,
         targets={target: _decibels(one.outputs) for target, one in found.items()},
         metrics={target: one.metric.quantized for target, one in found.items() if one.metric is not None},
     )
 
 
-def _statistics(cache: Path | None, locked: Locked, recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """The calibration data for `quantize`, or what the cache holds of it; what a callable yields has no hash."""
-    hashes, calib = sources(locked, folder), locate(folder, locked.calib)
+def _statistics(
+    cache: Path | None, locked: Locked, recipe: Recipe, calib: str | None, hashes: dict[str, str]
+) -> dict[str, Any]:
+    """The calibration data for `quantize`, and what the cache holds of it; what a callable yields has no hash."""
     if cache is None or recipe.method != "static" or "calib" not in hashes:
         return {"calib": calib}
-    fields = msgspec.to_builtins(recipe)
-    parts = [hashes["model"], hashes["calib"], versions(), locked.target]
-    parts += [fields[name] for name in ("samples", "seed", "preprocess", "state", "shapes")]
-    key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    key = statistics_key([hashes["model"], hashes["calib"], versions(), locked.target], recipe)
     file = cache / "statistics" / f"{key}.stats"
     file.parent.mkdir(parents=True, exist_ok=True)
-    return {"stats": file} if file.exists() else {"calib": calib, "save_stats": file}
+    return {"calib": calib, "stats" if file.exists() else "save_stats": file}  # passes look at the data itself
 
 
 def sources(locked: Locked, folder: Path) -> dict[str, str]:
     """sha256 of the model and of the data, by kind; a callable has none, since nobody knows what it reads."""
     found = {}
     for kind in SOURCES:
-        path = Path(locate(folder, getattr(locked, kind)) or "")
-        if path.is_file():
-            found[kind] = io.sha256(io.files(path) if kind == "model" else [path])
-        elif path.is_dir() and getattr(locked, kind):
-            found[kind] = io.sha256(sorted(p for p in path.rglob("*") if p.is_file()))
+        where = locate(folder, getattr(locked, kind))
+        if where is not None and Path(where).exists():
+            path = Path(where)
+            found[kind] = io.sha256(io.files(path)) if kind == "model" and path.is_file() else io.content(path)
     return found
 
 
@@ -171,7 +167,7 @@ def _bounded(what: str, before: float, now: float, limit: float, most: bool = Fa
     return Row(what, f"{before:.6g}", f"{now:.6g}", verdict, why)
 
 
-def _decibels(outputs: Iterable[OutputDrift]) -> dict[str, float]:
+def _decibels(outputs: Iterable[OutputDrift | PlaceOutput]) -> dict[str, float]:
     return {o.name: math.inf if o.sqnr_db is None else round(o.sqnr_db, 3) for o in outputs}
 
 

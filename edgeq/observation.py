@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -174,6 +176,16 @@ def _saved(file: Path, path: Path, recipe: Recipe, wanted: dict[str, str]) -> St
             f"{file}: has nothing of {', '.join(missing[:3])}{more}, which the plan needs; collect them anew"
         )
     return found
+
+
+def statistics_key(parts: Sequence[Any], recipe: Recipe) -> str:
+    """A name for statistics in a cache. parts: what tells model, data, target and versions apart.
+
+    The rest is what of the recipe the statistics depend on; calibrators and rules are not of it.
+    """
+    fields = msgspec.to_builtins(recipe)
+    kept = [fields[name] for name in ("samples", "seed", "preprocess", "state", "shapes", "passes")]
+    return hashlib.sha256(json.dumps([*parts, *kept], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

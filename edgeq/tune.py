@@ -26,6 +26,7 @@ import numpy as np
 from edgeq.coverage import integer_share
 from edgeq.errors import EdgeqError, RecipeError
 from edgeq.graph import io
+from edgeq.observation import statistics_key
 from edgeq.pipeline import quantize
 from edgeq.recipe import Override, Recipe
 from edgeq.recipe import dump as dump_recipe
@@ -114,9 +115,7 @@ class _Search:
         return self.trials[-1]
 
     def _run(self, recipe: Recipe, folder: Path, rank: bool) -> Report:
-        fields = msgspec.to_builtins(recipe)
-        parts = [*self.about, *(fields[k] for k in ("samples", "seed", "preprocess", "state", "shapes", "passes"))]
-        stats = self.output / TRIALS / f"{_digest(parts)}.stats"
+        stats = self.output / TRIALS / f"{statistics_key(self.about, recipe)}.stats"
         stats.parent.mkdir(parents=True, exist_ok=True)
         kept: dict[str, Any] = {}
         if recipe.method == "static":
@@ -312,10 +311,8 @@ def _name(metric: str | MetricFunction | None) -> str:
 
 def _content(data: Any) -> str:
     """A hash of what the data holds; of a callable its name, of other objects what they are at this moment."""
-    if isinstance(data, (str, os.PathLike)) and Path(data).is_file():
-        return io.sha256([Path(data)])
-    if isinstance(data, (str, os.PathLike)) and Path(data).is_dir():
-        return io.sha256(sorted(p for p in Path(data).rglob("*") if p.is_file()))
+    if isinstance(data, (str, os.PathLike)) and Path(data).exists():
+        return io.content(Path(data))
     rows: Iterable[Any] = [data] if isinstance(data, Mapping) else data if isinstance(data, Sequence) else ()
     if not isinstance(data, str) and rows and all(isinstance(row, Mapping) for row in rows):
         digest = hashlib.sha256()

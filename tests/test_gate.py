@@ -16,10 +16,11 @@ import pytest
 import yaml
 from onnx import numpy_helper
 
-from edgeq import gate, lock
+from edgeq import gate, lock, pipeline
 from edgeq.lock import Allowance, Lock, Locked, Seen
 from edgeq.report.gate import gate_tables, junit, markdown
 from edgeq.runners import cpu
+from edgeq.verification import verify_files
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "sample_models"
@@ -229,3 +230,24 @@ def test_with_a_cache_the_float_model_runs_once(project, monkeypatch):
     (next((cache / "answers").iterdir())).write_bytes(b"PK damaged")
     assert gate.check("digits", locked, project, cache=cache) == first
     assert opened.count("digits.onnx") == 1
+
+
+def test_a_cache_knows_statistics_of_a_repaired_model_apart(project):
+    """Passes change the model that statistics are of: they may not be taken for those of the plain one."""
+    locked, cache = lock.load(project / "edgeq.lock").artifact["digits"], project / "cache"
+    gate.build("digits", locked, project, cache=cache)
+    repaired = msgspec.structs.replace(locked, recipe={"passes": ["bias_correct"]})
+    wanted = gate.build("digits", repaired, project)
+    assert [gate.build("digits", repaired, project, cache=cache) for _ in range(2)] == [wanted, wanted]
+
+
+def test_further_targets_are_seen_as_verify_sees_them(project):
+    locked = msgspec.structs.replace(lock.load(project / "edgeq.lock").artifact["digits"], also=("x86_64", "web"))
+    made = pipeline.quantize(
+        project / "digits.onnx", "generic", project / "digits_calib.npz", project / "out", check=False
+    )
+    wanted = verify_files(project / "digits.onnx", made.artifact, "web", project / "digits.npz", labels="label")
+    seen = gate.build("digits", locked, project)
+    assert list(seen.targets) == list(seen.metrics) == ["generic", "x86_64", "web"]
+    assert seen.targets["web"] == {o.name: round(o.sqnr_db, 3) for o in wanted.outputs}
+    assert seen.metrics["web"] == wanted.metric.quantized

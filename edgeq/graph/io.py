@@ -124,6 +124,11 @@ def sha256(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
+def content(path: Path) -> str:
+    """SHA-256 of a file, or of all files below a folder in the order of their paths."""
+    return sha256(sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path])
+
+
 def mapped(tensor: ir.TensorProtocol) -> np.ndarray:
     """The tensor's array; external data mapped anew, so that it leaves memory with the array."""
     if isinstance(tensor, ir.ExternalTensor) and tensor.dtype == ir.DataType.FLOAT and tensor.nbytes:
