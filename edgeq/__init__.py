@@ -6,6 +6,8 @@ Everything heavy is imported on first use: `import edgeq` alone loads neither on
 from __future__ import annotations
 
 import importlib
+import sys
+import types
 from typing import Any
 
 __version__ = "0.1.0"
@@ -23,6 +25,17 @@ _LAZY = {
     "EdgeqError": ("edgeq.errors", "EdgeqError"),
 }
 __all__ = [*_LAZY, "__version__"]
+
+
+class _Package(types.ModuleType):
+    """Importing `edgeq.plan` or `edgeq.verify` would put the module in the place of the function of that name."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _LAZY and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:

@@ -239,6 +239,13 @@ def test_import_is_light():
     assert {"onnx_ir", "numpy"} <= loaded_after("import edgeq; edgeq.load")
 
 
+def test_the_api_is_functions_whatever_was_imported():
+    """Submodules of the same name don't take the functions' place."""
+    code = "import sys, edgeq, edgeq.cli.verify, edgeq.pipeline, edgeq.tune; sys.exit(not all(map(callable, CALLED)))"
+    called = "[edgeq.load, edgeq.save, edgeq.export, edgeq.prepare, edgeq.plan, edgeq.quantize, edgeq.verify]"
+    subprocess.run([sys.executable, "-c", code.replace("CALLED", called)], cwd=ROOT, timeout=120, check=True)
+
+
 def test_help_is_light():
     assert loaded_after(COMMAND.format("--help")) == set()
     assert "onnxruntime" in loaded_after(COMMAND.format("doctor"))
