@@ -14,7 +14,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -57,18 +57,6 @@ HEADINGS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """A float model with samples of batch 1."""
-
-    name: str
-    model: Path
-    calib: list[Feed]
-    eval: list[Feed]
-    metric: Callable[[list[Feed]], float]
-    metric_name: str
-
-
 @dataclass
 class Row:
     """values: metric by artifact. floats: float tensors between the ends. differing: codes that the emulator has
@@ -92,12 +80,12 @@ class Row:
         return len(set(self.hashes.values())) == 1
 
 
-def subject(name: str) -> Subject:
+def subject(name: str) -> tasks.Task:
     """A task with its batches taken apart, or the model without labels, whose labels are its own first classes."""
     if name in tasks.names():
         task = tasks.load(name)
         parts = [{k: v[i : i + 1] for k, v in f.items()} for f in task.eval for i in range(len(next(iter(f.values()))))]
-        return Subject(name, task.model, task.calib, parts, task.metric, task.metric_name)
+        return tasks.Task(name, task.model, task.calib, parts, task.metric, task.metric_name)
     model = models.build(name, peers.cache() / "models")
     feeds = list(models.feeds(name, AGREEMENT, seed=2))
     labels = tasks.top1(baseline.run(model, feeds), "output")
@@ -105,10 +93,10 @@ def subject(name: str) -> Subject:
     def metric(outputs: list[Feed]) -> float:
         return float(np.mean(tasks.top1(outputs, "output") == labels))
 
-    return Subject(name, model, list(models.feeds(name, 32, seed=1)), feeds, metric, "agreement with float")
+    return tasks.Task(name, model, list(models.feeds(name, 32, seed=1)), feeds, metric, "agreement with float")
 
 
-def fixed(it: Subject, folder: Path) -> Path:
+def fixed(it: tasks.Task, folder: Path) -> Path:
     """The float model with the samples' shapes: means over dimensions of unknown size have no integer form."""
     model = io.load(it.model)
     for value in model.graph.inputs:

@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
-from edgeq.data import Dataset, Feeds
+from edgeq.data import Dataset
 from edgeq.errors import CalibrationError, RecipeError
 from edgeq.graph import io
 from edgeq.layerwise import stages, walk_layers
@@ -29,6 +29,7 @@ from edgeq.planner import plan
 from edgeq.recipe import Override, Recipe
 from edgeq.registry import load
 from edgeq.search import knapsack
+from edgeq.search.sensitivity import output_change
 from edgeq.shards import chosen
 from edgeq.target import Target
 from edgeq.types import PerBlock, Progress, QSpec
@@ -146,15 +147,9 @@ def _end_errors(model: ir.Model, changed: dict[str, np.ndarray], data: Dataset, 
     session = load("edgeq.runners", "cpu").open_session(path, threads=1)
     found = dict.fromkeys(changed, 0.0)
     for feeds in islice(iter(data), SENSITIVITY_SAMPLES):
-        wanted = _floats(session.run(feeds))
+        wanted = session.run(feeds)
         for name, weight in changed.items():
-            made = _floats(session.run({**feeds, name: weight}))
-            off = [float(np.mean((a - b) ** 2) / (a.var() + 1e-30)) for a, b in zip(wanted, made, strict=True)]
-            found[name] += sum(off)
+            found[name] += output_change(wanted, session.run({**feeds, name: weight}))
     session.close()
     path.unlink()
     return found
-
-
-def _floats(outputs: Feeds) -> list[np.ndarray]:
-    return [np.asarray(v, np.float64) for v in outputs.values() if np.issubdtype(v.dtype, np.floating)]

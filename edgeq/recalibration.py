@@ -15,12 +15,12 @@ from edgeq.calibrate.summary import Summary
 from edgeq.data import open_data
 from edgeq.errors import CalibrationError, RecipeError
 from edgeq.graph import io
-from edgeq.numerics.affine import qparams
+from edgeq.numerics.affine import qparams, reach
 from edgeq.observation import Ways, observe
 from edgeq.passes.rescale import groups, rescale
 from edgeq.recipe import Recipe
 from edgeq.registry import load
-from edgeq.types import INT_RANGES, Progress, QParams, silent
+from edgeq.types import Progress, QParams, silent
 
 
 @dataclass(frozen=True)
@@ -93,19 +93,9 @@ def recalibrate(
     return sorted(drifts, key=lambda d: -abs(np.log(d.ratio)))
 
 
-def reach(params: QParams) -> tuple[float, float]:
-    """The least and greatest number that has a code."""
-    low, high = INT_RANGES[params.spec.dtype]
-    return (low - int(params.zero_point)) * float(params.scale), (high - int(params.zero_point)) * float(params.scale)
-
-
 def _outside(summary: Summary | None, codes: tuple[float, float]) -> float:
     mass = summary.mass() if summary is not None else None
-    if mass is None:
-        return 0.0
-    step = (codes[1] - codes[0]) / 255
-    beyond = (mass.centers < codes[0] - step / 2) | (mass.centers > codes[1] + step / 2)
-    return float(mass.counts[beyond].sum() / mass.counts.sum())
+    return 0.0 if mass is None else mass.outside(*codes, (codes[1] - codes[0]) / 255 / 2)
 
 
 def _seen(path: Path, data: Any, samples: int, progress: Progress) -> statistics.Statistics:

@@ -102,16 +102,12 @@ def test_sequential_gptq_beats_at_once_beats_rounding(tmp_path):
     assert found[0] + 0.5 < found[1] < found[2] - 0.3
 
 
+GPTQ = {"method": "weight_only", "weight": "gptq", "bits": 4, "block": 16, "check": False}
+
+
 def test_finished_layers_are_kept(tmp_path, monkeypatch):
     path = save(tmp_path, text(BODY, "float[N,32] x"), weights())
-    options = {
-        "method": "weight_only",
-        "weight": "gptq",
-        "bits": 4,
-        "block": 16,
-        "check": False,
-        "keep": tmp_path / "k",
-    }
+    options = {**GPTQ, "keep": tmp_path / "k"}
     first = edgeq.quantize(path, "generic", samples(), tmp_path / "a", **options).artifact.read_bytes()
     assert len(list((tmp_path / "k").glob("*.npz"))) == 5
     plain = pipeline.quantize(path, "generic", samples(), tmp_path / "b", **{**options, "keep": None}).artifact
@@ -135,14 +131,7 @@ def test_data_is_asked_for(tmp_path):
 
 def test_a_damaged_layer_is_solved_again(tmp_path):
     path = save(tmp_path, text(BODY, "float[N,32] x"), weights())
-    options = {
-        "method": "weight_only",
-        "weight": "gptq",
-        "bits": 4,
-        "block": 16,
-        "check": False,
-        "keep": tmp_path / "k",
-    }
+    options = {**GPTQ, "keep": tmp_path / "k"}
     first = edgeq.quantize(path, "generic", samples(), tmp_path / "a", **options).artifact.read_bytes()
     for file in (tmp_path / "k").glob("*.npz"):
         file.write_bytes(file.read_bytes()[:-40])

@@ -26,6 +26,11 @@ class Mass:
     centers: np.ndarray
     width: float
 
+    def outside(self, low: float, high: float, slack: float) -> float:
+        """The share of the mass that lies further than `slack` from low..high."""
+        beyond = (self.centers < low - slack) | (self.centers > high + slack)
+        return float(self.counts[beyond].sum() / self.counts.sum())
+
     def sides(self) -> tuple[np.ndarray, np.ndarray]:
         """Masses by magnitude, (2048,) each: of the negative bins, and of bin 0 with the positive ones."""
         magnitude = (np.abs(self.centers) / self.width).astype(np.intp)

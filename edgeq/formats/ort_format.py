@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from edgeq.errors import ToolError
-from edgeq.graph.io import one_line
+from edgeq.graph import io
 
 CONFIG = "required_operators.config"
 TIMEOUT = 600
@@ -23,9 +23,7 @@ def convert(model: Path, folder: Path, platform: str = "arm") -> Path:
     """
     with tempfile.TemporaryDirectory(prefix="edgeq-ort-") as work:
         shutil.copy(model, Path(work) / model.name)
-        beside = model.with_name(f"{model.name}.data")
-        if beside.exists():
-            shutil.copy(beside, Path(work) / beside.name)
+        io.copy_weights(model, Path(work))
         command = [
             *_fixed_addresses(),
             sys.executable,
@@ -41,7 +39,7 @@ def convert(model: Path, folder: Path, platform: str = "arm") -> Path:
         made = Path(work) / "out" / f"{model.stem}.ort"
         if done.returncode or not made.exists():
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ToolError(f"{model}: onnxruntime can't write it in ORT format ({one_line(ToolError(last))})")
+            raise ToolError(f"{model}: onnxruntime can't write it in ORT format ({io.one_line(ToolError(last))})")
         config = (made.parent / "required_operators_and_types.config").read_text()
         kept = [line for line in config.splitlines() if not line.startswith("#")]  # comments hold the work folder
         (folder / CONFIG).write_text("\n".join(kept) + "\n")

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from edgeq.formats.tflite_file import DTYPES, TfTensor
 from edgeq.formats.tflite_linear import windowed
 from edgeq.formats.tflite_scribe import NHWC, Held, Perm, Scribe, moves_nothing, refused
+from edgeq.intops.resize import onnx_nearest
 
 LINEAR = ("Gemm", "MatMul")
 
@@ -209,13 +210,7 @@ def _nearest(n: int, out: int, mode: str, rounding: str) -> tuple[np.ndarray, np
         "pytorch_half_pixel": (i + 0.5) * ratio - 0.5 if out > 1 else i * 0.0,
         "align_corners": i * ((n - 1) / max(out - 1, 1)),
     }[mode]
-    turned = {
-        "floor": np.floor(position),
-        "ceil": np.ceil(position),
-        "round_prefer_floor": np.ceil(position - 0.5),
-        "round_prefer_ceil": np.floor(position + 0.5),
-    }[rounding]
-    onnx = np.clip(turned, 0, n - 1)
+    onnx = onnx_nearest(position, rounding, n)
     return onnx, np.minimum(np.floor(i * ratio), n - 1), np.minimum(np.floor((i + 0.5) * ratio), n - 1)
 
 

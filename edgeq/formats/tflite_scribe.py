@@ -22,6 +22,7 @@ import onnx_ir as ir
 from edgeq.errors import TargetError
 from edgeq.formats.tflite_file import TfOp, TfTensor
 from edgeq.graph.edit import constant, sole_consumer, static_shape
+from edgeq.numerics.affine import dequantize_along
 
 Perm = tuple[int, ...]
 NHWC: Perm = (0, 2, 3, 1)
@@ -61,9 +62,7 @@ class Const:
         """Its float32 values."""
         if self.scale is None or self.zero_point is None:
             return self.array.astype(np.float32) if self.array.dtype == np.float16 else self.array
-        shape = [-1 if self.scale.size > 1 and i == self.axis else 1 for i in range(self.array.ndim)]
-        centred = self.array.astype(np.int64) - self.zero_point.reshape(shape)
-        return (centred * self.scale.astype(np.float64).reshape(shape)).astype(np.float32)
+        return dequantize_along(self.array, self.scale, self.zero_point, self.axis)
 
 
 def moves_nothing(shape: Sequence[int], perm: Perm) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,6 +113,15 @@ def files(path: str | os.PathLike[str]) -> list[Path]:
         return [path]
     beside = {Path(t.path) for t in _tensors(load(path)) if isinstance(t, ir.ExternalTensor)}
     return [path, *sorted(beside)]
+
+
+def copy_weights(model: Path, folder: Path) -> list[str]:
+    """Copy the external weights of a model to where a copy of it in `folder` finds them; gives their locations."""
+    locations = [str(file.relative_to(model.parent)) for file in files(model)[1:]]
+    for location in locations:
+        (folder / location).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(model.parent / location, folder / location)
+    return locations
 
 
 def sha256(paths: list[Path]) -> str:

@@ -76,6 +76,17 @@ def bilinear_q10(x: np.ndarray, params: ResizeParams) -> np.ndarray:
     return np.where(total > 0, magnitude, -magnitude).astype(x.dtype)
 
 
+def onnx_nearest(position: np.ndarray, mode: str, size: int) -> np.ndarray:
+    """The sources of real positions along an axis of `size`, by a `nearest_mode` of ONNX's Resize; float64."""
+    turned = {
+        "floor": np.floor(position),
+        "ceil": np.ceil(position),
+        "round_prefer_floor": np.ceil(position - 0.5),
+        "round_prefer_ceil": np.floor(position + 0.5),
+    }[mode]
+    return np.clip(turned, 0, size - 1)
+
+
 def _axis_nearest(n: int, out: int, params: ResizeParams) -> np.ndarray:
     ratio = (n - 1, out - 1) if params.align_corners and out > 1 else (n, out)
     scale = np.float32(ratio[0]) / np.float32(ratio[1])

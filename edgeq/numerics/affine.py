@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgeq.errors import CalibrationError, ModelError, RecipeError
-from edgeq.types import Granularity, PerBlock, PerChannel, PerTensor, QParams, QSpec
+from edgeq.types import INT_RANGES, Granularity, PerBlock, PerChannel, PerTensor, QParams, QSpec
 
 # The product of an activation's and a weight's scale (the bias scale) must still be a normal float32, 2**-126.
 MIN_SCALE = 2.0**-63
@@ -179,6 +179,23 @@ def dequantize(q: np.ndarray, params: QParams) -> np.ndarray:
 def fake_quantize(x: np.ndarray, params: QParams) -> np.ndarray:
     """float32 reals nearest to `x` that the parameters can express: dequantize(quantize(x))."""
     return dequantize(quantize(x, params), params)
+
+
+def reach(params: QParams) -> tuple[float, float]:
+    """The least and greatest number that has a code of the type, for one scale."""
+    scale, zero = float(params.scale), int(params.zero_point)
+    low, high = INT_RANGES[params.spec.dtype]
+    return (low - zero) * scale, (high - zero) * scale
+
+
+def dequantize_along(q: np.ndarray, scale: np.ndarray, zero_point: np.ndarray, axis: int) -> np.ndarray:
+    """float32 reals, nearest to (q - zero_point) · scale, of integers of any size.
+
+    scale, zero_point: of one element, or of one for each position along `axis`.
+    """
+    shape = [-1 if scale.size > 1 and i == axis else 1 for i in range(q.ndim)]
+    centred = q.astype(np.int64) - zero_point.astype(np.int64).reshape(shape)
+    return np.asarray((centred * scale.astype(np.float64).reshape(shape)).astype(np.float32))
 
 
 def bias_params(act_scale: np.ndarray | float, weight_scale: np.ndarray) -> QParams:

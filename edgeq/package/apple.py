@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeq.errors import TargetError
 from edgeq.package.contents import Contents, template, write_common
 
 NOTES = ("the Swift package was not compiled here: that takes Xcode",)
@@ -12,10 +11,7 @@ NOTES = ("the Swift package was not compiled here: that takes Xcode",)
 
 def build(contents: Contents, output: Path) -> None:
     """Write the package into the folder `output`. Raises TargetError for an artifact that is no single .onnx file."""
-    if contents.artifact.suffix != ".onnx" or contents.artifact.with_name(f"{contents.artifact.name}.data").exists():
-        raise TargetError(
-            "apple", f"{contents.artifact.name} is not one .onnx file", "quantize for `arm64`, under 2 GB"
-        )
+    contents.one_onnx_file("apple", "arm64")
     sources, tests = output / "Sources" / contents.camel, output / "Tests" / f"{contents.camel}Tests"
     write_common(contents, sources / "Resources", contents.artifact, "onnxruntime-objc")
     tests.mkdir(parents=True)

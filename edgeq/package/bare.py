@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from edgeq.formats import ort_format
+from edgeq.graph import io
 from edgeq.package.contents import Contents, write_common
 
 NOTES: tuple[str, ...] = ()
@@ -14,8 +14,6 @@ NOTES: tuple[str, ...] = ()
 def build(contents: Contents, output: Path) -> None:
     """Write the package into the folder `output`."""
     write_common(contents, output, contents.artifact, "onnxruntime")
-    beside = contents.artifact.with_name(f"{contents.artifact.name}.data")
-    if beside.exists():
-        shutil.copy(beside, output / beside.name)
     if contents.artifact.suffix == ".onnx":
+        io.copy_weights(contents.artifact, output)
         ort_format.convert(contents.artifact, output)

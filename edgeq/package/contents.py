@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from edgeq import golden
-from edgeq.errors import EdgeqError, RecipeError, VerifyError
+from edgeq.errors import EdgeqError, RecipeError, TargetError, VerifyError
 from edgeq.golden import Golden
 from edgeq.graph import io
 from edgeq.report.printable import UNPRINTABLE
@@ -49,6 +49,13 @@ class Contents:
     golden: Golden
     labels: tuple[str, ...] = ()
     licence: str = ""
+
+    def one_onnx_file(self, platform: str, target: str) -> None:
+        """Raises TargetError for an artifact that is no single .onnx file; target: one that gives such."""
+        if self.artifact.suffix != ".onnx" or len(io.files(self.artifact)) > 1:
+            raise TargetError(
+                platform, f"{self.artifact.name} is not one .onnx file", f"quantize for `{target}`, under 2 GB"
+            )
 
     @property
     def camel(self) -> str:

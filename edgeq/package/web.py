@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeq.errors import TargetError
 from edgeq.package.contents import Contents, template, write_common, write_json
 
 NOTES: tuple[str, ...] = ()
@@ -13,8 +12,7 @@ RUNTIME = ">=1.17.0"
 
 def build(contents: Contents, output: Path) -> None:
     """Write the package into the folder `output`. Raises TargetError for an artifact that is no single .onnx file."""
-    if contents.artifact.suffix != ".onnx" or contents.artifact.with_name(f"{contents.artifact.name}.data").exists():
-        raise TargetError("web", f"{contents.artifact.name} is not one .onnx file", "quantize for `web`, under 2 GB")
+    contents.one_onnx_file("web", "web")
     write_common(contents, output, contents.artifact, "onnxruntime-web")
     manifest = {
         "name": contents.name,

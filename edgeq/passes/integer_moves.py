@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edgeq.graph.edit import static_shape
 from edgeq.intops.quant import Quant
-from edgeq.intops.resize import ResizeParams, axis_bilinear
+from edgeq.intops.resize import ResizeParams, axis_bilinear, onnx_nearest
 from edgeq.passes.integer_linear import kept
 from edgeq.passes.integer_writer import Bounds, Codes, Const, Held, Input, Pending, Writer, refused
 
@@ -203,13 +203,8 @@ def nearest(node: ir.Node, old: int, new: int, scale: float, where: str) -> np.n
         "align_corners": i * ((old - 1) / max(new - 1, 1)),
         "asymmetric": i / scale,
     }[where]
-    turned = {
-        "floor": np.floor(position),
-        "ceil": np.ceil(position),
-        "round_prefer_floor": np.ceil(position - 0.5),
-        "round_prefer_ceil": np.floor(position + 0.5),
-    }[node.attributes.get_string("nearest_mode", "round_prefer_floor")]
-    return np.clip(turned, 0, old - 1).astype(np.int64)
+    mode = node.attributes.get_string("nearest_mode", "round_prefer_floor")
+    return onnx_nearest(position, mode, old).astype(np.int64)
 
 
 OPS: dict[str, Callable[[Writer, ir.Node], Held | None]] = {

@@ -20,6 +20,7 @@ from edgeq.graph.edit import Names, add_initializer, make_node
 from edgeq.intops.quant import Quant
 from edgeq.intops.requantize import QuantizeParams, quantize
 from edgeq.intops.tables import real_table
+from edgeq.numerics.affine import dequantize_along
 from edgeq.passes.integer_requantize import Requantize
 
 Rounding = Literal["single", "double"]
@@ -54,9 +55,7 @@ class Const:
         """Its values, float32 where it is quantized."""
         if self.scale is None or self.zero_point is None:
             return self.array
-        shape = [-1 if self.scale.size > 1 and i == self.axis else 1 for i in range(self.array.ndim)]
-        codes = self.array.astype(np.int64) - self.zero_point.astype(np.int64).reshape(shape)
-        return (codes * self.scale.astype(np.float64).reshape(shape)).astype(np.float32)
+        return dequantize_along(self.array, self.scale, self.zero_point, self.axis)
 
 
 @dataclass(frozen=True, eq=False)

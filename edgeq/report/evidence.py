@@ -10,9 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeq.calibrate.summary import Summary
+from edgeq.numerics.affine import reach
 from edgeq.plan import Plan, walk
 from edgeq.report.schema import ActivationRange, DrawnNode, Sensitivity
-from edgeq.types import INT_RANGES, QParams
+from edgeq.types import QParams
 
 BINS = 32
 
@@ -58,7 +59,7 @@ def ranges(plan: Plan, summaries: Mapping[str, Summary], groups: Mapping[str, QP
 def _range(name: str, summary: Summary, params: QParams) -> ActivationRange:
     seen = summary.bounds()
     scale, zero = float(params.scale), int(params.zero_point)
-    low, high = ((code - zero) * scale for code in INT_RANGES[params.spec.dtype])
+    low, high = reach(params)
     counts: tuple[int, ...] = ()
     clipped = 0.0
     mass = summary.mass()
@@ -66,6 +67,5 @@ def _range(name: str, summary: Summary, params: QParams) -> ActivationRange:
         width = (seen.hi - seen.lo) / BINS
         bins = np.clip((mass.centers - seen.lo) / width, 0, BINS - 1).astype(np.intp)
         counts = tuple(int(c) for c in np.bincount(bins, mass.counts, BINS))
-        beyond = (mass.centers < low - scale / 2) | (mass.centers > high + scale / 2)
-        clipped = float(mass.counts[beyond].sum() / mass.counts.sum())
+        clipped = mass.outside(low, high, scale / 2)
     return ActivationRange(name, params.spec.dtype, scale, zero, seen.lo, seen.hi, low, high, clipped, counts)

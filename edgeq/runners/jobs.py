@@ -114,7 +114,7 @@ class JobSession:
         data: list[str] = []
         if self.carries_model:
             shutil.copyfile(model, folder / f"model{model.suffix}")
-            data = [] if self.names else _copy_data(model, folder)
+            data = [] if self.names else io.copy_weights(model, folder)
         job = {
             "model": f"model{model.suffix}" if self.carries_model else str(model),
             "data": data,
@@ -169,15 +169,6 @@ def _signature(model: Path) -> tuple[list[str], list[str]]:
     """The names of a model's inputs (without initializers) and outputs."""
     loaded = io.load(model)
     return list(io.input_shapes(loaded)), [v.name or "" for v in loaded.graph.outputs]
-
-
-def _copy_data(model: Path, folder: Path) -> list[str]:
-    """Copies the external weights of a model to where a copy of it in `folder` finds them; their locations."""
-    locations = [str(file.relative_to(model.parent)) for file in io.files(model)[1:]]
-    for location in locations:
-        (folder / location).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(model.parent / location, folder / location)
-    return locations
 
 
 def _read(path: Path, what: str) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeq.coverage import macs
-from edgeq.data import Dataset
+from edgeq.data import Dataset, Feeds
 from edgeq.graph import io
 from edgeq.passes.switched import INPUT, switched
 from edgeq.plan import Plan
@@ -38,10 +38,10 @@ def sensitivity(
     errors = np.zeros(len(names))
     samples = list(islice(iter(data), SAMPLES))
     for index, feeds in enumerate(samples):
-        wanted = _floats(session.run({**feeds, INPUT: np.zeros(len(names), np.bool_)}))
+        wanted = session.run({**feeds, INPUT: np.zeros(len(names), np.bool_)})
         for place in range(len(names)):
-            got = _floats(session.run({**feeds, INPUT: np.arange(len(names)) == place}))
-            errors[place] += sum(np.mean((a - b) ** 2) / (a.var() + 1e-30) for a, b in zip(wanted, got, strict=True))
+            got = session.run({**feeds, INPUT: np.arange(len(names)) == place})
+            errors[place] += output_change(wanted, got)
             progress("sensitivity", index * len(names) + place + 1, len(samples) * len(names))
     session.close()
     path.unlink()
@@ -53,5 +53,11 @@ def sensitivity(
     )
 
 
-def _floats(outputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+def output_change(wanted: Feeds, made: Feeds) -> float:
+    """Mean squared change of each float output over its variance, summed over them."""
+    pairs = zip(_floats(wanted), _floats(made), strict=True)
+    return float(sum(np.mean((a - b) ** 2) / (a.var() + 1e-30) for a, b in pairs))
+
+
+def _floats(outputs: Feeds) -> list[np.ndarray]:
     return [np.asarray(v, np.float64) for v in outputs.values() if np.issubdtype(v.dtype, np.floating)]
