@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,11 @@ class Names:
             name = f"{wanted}_{count}"
         self._used.add(name)
         return name
+
+
+def nodes_named(model: ir.Model, names: Container[str | None]) -> list[ir.Node]:
+    """The nodes of those names, bodies included; they may be replaced while the list is walked."""
+    return [node for graph in all_graphs(model) for node in graph if node.name in names]
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:

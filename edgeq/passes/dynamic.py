@@ -15,10 +15,10 @@ from edgeq.graph.edit import (
     MS_DOMAIN,
     Names,
     add_initializer,
-    all_graphs,
     constant,
     drop_unused_initializers,
     make_node,
+    nodes_named,
     replace,
 )
 from edgeq.numerics.affine import storage_dtype
@@ -36,12 +36,9 @@ def apply(model: ir.Model, plan: Plan, solution: Solution, target: Target) -> ir
 
 def make_dynamic(model: ir.Model, plan: Plan, solution: Solution) -> ir.Model:
     """Rewrite in place every node that the plan makes dynamic, and return the model."""
-    planned = plan.decided(DYNAMIC)
     writer = _Writer(model, solution)
-    for graph in all_graphs(model):
-        for node in list(graph):
-            if node.name in planned:
-                writer.rewrite(node)
+    for node in nodes_named(model, plan.decided(DYNAMIC)):
+        writer.rewrite(node)
     drop_unused_initializers(model)
     return model
 

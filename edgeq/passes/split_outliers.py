@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from edgeq.graph.edit import Names, add_initializer, all_graphs, constant, drop_unused_initializers, make_node
+from edgeq.graph.edit import Names, add_initializer, constant, drop_unused_initializers, make_node, nodes_named
 from edgeq.plan import SplitPlan
 
 
@@ -23,11 +23,9 @@ def split(model: ir.Model, splits: Sequence[SplitPlan]) -> ir.Model:
     names = Names(model)
     of_node = {node: plan for plan in splits for node in plan.readers}
     extended: dict[ir.Value, ir.Value] = {}
-    for graph in all_graphs(model):
-        for node in list(graph):
-            if node.name in of_node:
-                _extend_data(model, node, of_node[node.name], names, extended)
-                _extend_weight(model, node, of_node[node.name], names)
+    for node in nodes_named(model, of_node):
+        _extend_data(model, node, of_node[node.name or ""], names, extended)
+        _extend_weight(model, node, of_node[node.name or ""], names)
     drop_unused_initializers(model)
     return model
 

@@ -18,7 +18,16 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeq.files import let_go
-from edgeq.graph.edit import MS_DOMAIN, Names, add_initializer, all_graphs, drop_unused_initializers, make_node, replace
+from edgeq.graph.edit import (
+    MS_DOMAIN,
+    Names,
+    add_initializer,
+    all_graphs,
+    drop_unused_initializers,
+    make_node,
+    nodes_named,
+    replace,
+)
 from edgeq.numerics import pack
 from edgeq.plan import PACKED, Plan
 from edgeq.target import Target
@@ -37,12 +46,9 @@ TYPES = {
 
 def apply(model: ir.Model, plan: Plan, solution: Solution, target: Target) -> ir.Model:
     """Rewrite in place every node whose weight the plan stores, and return the model."""
-    planned = plan.decided(PACKED)
     writer = _Writer(model, solution, target)
-    for graph in all_graphs(model):
-        for node in list(graph):
-            if node.name in planned:
-                writer.rewrite(node)
+    for node in nodes_named(model, plan.decided(PACKED)):
+        writer.rewrite(node)
     drop_unused_initializers(model)
     return model
 
