@@ -118,9 +118,12 @@ def sources(locked: Locked, folder: Path) -> dict[str, str]:
     found = {}
     for kind in SOURCES:
         where = locate(folder, getattr(locked, kind))
-        if where is not None and Path(where).exists():
-            path = Path(where)
-            found[kind] = io.sha256(io.files(path)) if kind == "model" and path.is_file() else io.content(path)
+        if where is None:
+            continue
+        path = Path(where)
+        content = io.sha256(io.files(path)) if kind == "model" and path.is_file() else io.content(path)
+        if content is not None:
+            found[kind] = content
     return found
 
 

@@ -311,10 +311,10 @@ def _name(metric: str | MetricFunction | None) -> str:
 
 def _content(data: Any) -> str:
     """A hash of what the data holds; of a callable its name, of other objects what they are at this moment."""
-    if isinstance(data, (str, os.PathLike)) and Path(data).exists():
-        return io.content(Path(data))
+    if isinstance(data, (str, os.PathLike)):
+        return io.content(Path(data)) or str(data)
     rows: Iterable[Any] = [data] if isinstance(data, Mapping) else data if isinstance(data, Sequence) else ()
-    if not isinstance(data, str) and rows and all(isinstance(row, Mapping) for row in rows):
+    if rows and all(isinstance(row, Mapping) for row in rows):
         digest = hashlib.sha256()
         for row in rows:
             for name, array in sorted(row.items()):

@@ -134,9 +134,12 @@ def sha256(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
-def content(path: Path) -> str:
-    """SHA-256 of a file, or of all files below a folder in the order of their paths."""
-    return sha256(sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path])
+def content(path: Path) -> str | None:
+    """SHA-256 of a file, or of all files below a folder in the order of their paths; None of a device or a pipe,
+    which may never end, and of what is not there."""
+    if path.is_dir():
+        return sha256(sorted(p for p in path.rglob("*") if p.is_file()))
+    return sha256([path]) if path.is_file() else None
 
 
 def mapped(tensor: ir.TensorProtocol) -> np.ndarray:

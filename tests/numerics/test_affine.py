@@ -109,7 +109,9 @@ def test_the_range_is_covered_and_zero_is_exact(dtype, symmetric, narrow, reduce
 def test_a_constant_is_exact(dtype, symmetric, size, sign):
     c = np.float32(sign * size)
     params = affine.qparams(c, c, QSpec(dtype, symmetric))
-    assert affine.fake_quantize(np.full(3, c), params).tolist() == [c] * 3
+    # The least scale is wider than a step of the smallest constants: those are as near as any code.
+    away = params.scale / 2 if params.scale == affine.MIN_SCALE else 0
+    assert np.all(np.abs(affine.fake_quantize(np.full(3, c), params) - c) <= away)
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-45, -1e-30, 1e-20])
