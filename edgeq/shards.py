@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
 from edgeq import stats
-from edgeq.calibrate.collect import collect, needs_histogram
-from edgeq.data import BLOCK, Dataset, Feeds, open_data
+from edgeq.calibrate.collect import Run, collect, needs_histogram
+from edgeq.data import BLOCK, Dataset, Feeds, open_data, position
 from edgeq.recipe import Preprocess, Recipe
 from edgeq.runners.cpu import CpuSession, open_session
 from edgeq.runners.feedback import with_state
@@ -63,12 +64,18 @@ def count(model: Path, task: Task, data: Dataset, progress: Callable[[int], None
     kept = [names[v] for v in task.channels]
     session = open_session(model, threads=1) if task.state else GlanceSession(model, names.values(), parts, kept)
     try:
-        running = with_state(session, model, task.state, show=True) if isinstance(session, CpuSession) else session
+        run: Run = session.run if isinstance(session, GlanceSession) else _fed_back(session, model, task)
         threads = 1 if task.state else task.threads
-        summaries, seen = collect(running, data, task.calibrators, task.outputs, progress, threads, task.channels)
+        place = partial(position, part=task.part, parts=task.parts)
+        summaries, seen = collect(run, data, task.calibrators, task.outputs, progress, threads, task.channels, place)
     finally:
         session.close()
     return Statistics(summaries, tuple(task.calibrators), seen)
+
+
+def _fed_back(session: CpuSession, model: Path, task: Task) -> Run:
+    running = with_state(session, model, task.state, show=True)
+    return lambda feeds, _: running.run(feeds)
 
 
 def count_part(model: Path, task: bytes, progress: Callable[[int], None] = lambda _: None) -> bytes:

@@ -12,6 +12,7 @@ import pytest
 
 import edgeq
 from edgeq import workers
+from edgeq.calibrate.glance import FIRST
 from edgeq.errors import CalibrationError, EdgeqError, ToolError
 from tests.graph.written import CONV, draw, save, text
 from tests.require import require
@@ -72,6 +73,14 @@ def test_processes_give_the_same_bytes(tmp_path, model, monkeypatch):
         assert one[1] == (samples or 40)
         for name in names:
             assert artifact(tmp_path / "two", model, given[name], workers=2, **settings) == one, name
+
+
+def test_processes_look_as_closely_at_each_of_many_samples(tmp_path, model):
+    data = [{"x": row[None]} for row in rows(FIRST + 70)]
+    asked = {"samples": 0, "calibrator": "percentile"}
+    assert artifact(tmp_path / "one", model, data, **asked) == artifact(
+        tmp_path / "three", model, data, workers=3, **asked
+    )
 
 
 def test_what_a_process_raises_is_raised_here(tmp_path, model):

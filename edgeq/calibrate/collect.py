@@ -6,39 +6,37 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Queue
-from typing import Protocol
 
 import numpy as np
 
 from edgeq.calibrate.extrema import Extrema
-from edgeq.calibrate.glance import Glance, glance
+from edgeq.calibrate.glance import Glance, glance, share
 from edgeq.calibrate.histogram import Histogram
 from edgeq.calibrate.summary import Summary
 from edgeq.errors import CalibrationError
 from edgeq.registry import load
 
-
-class Runs(Protocol):
-    """The part of a runner's session that collection needs: the outputs by name, or what is left of them."""
-
-    def run(self, feeds: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray | Glance]: ...
+Run = Callable[[Mapping[str, np.ndarray], bool], Mapping[str, np.ndarray | Glance]]
+"""What gives the values of one sample by name, or what is left of them: run(feeds, whether a part is wanted)."""
 
 
 def collect(
-    session: Runs,
+    run: Run,
     samples: Iterable[Mapping[str, np.ndarray]],
     calibrators: Mapping[str, str],
     outputs: Mapping[str, str] | None = None,
     progress: Callable[[int], None] = lambda _: None,
     workers: int = 1,
     channels: Collection[str] = (),
+    position: Callable[[int], int] = lambda index: index,
 ) -> tuple[dict[str, Summary], int]:
     """Summaries of the values named in `calibrators` (value → calibrator), and how many samples were seen.
 
-    outputs: value → name under which the session returns it, where the two differ. Values that no sample reached
+    outputs: value → name under which `run` gives it, where the two differ. Values that no sample reached
     have no summary. workers: samples in flight, each in a thread of its own with accumulators of its own; merging is
     exact, so the result doesn't depend on it. channels: values whose extrema are also kept for each index of the last
-    axis. Raises CalibrationError for NaN among the inputs.
+    axis. position: of a sample in all of the data, by its index here, which says how closely it is looked at
+    (`share`). Raises CalibrationError for NaN among the inputs.
     """
     wants_histogram = {v: needs_histogram(c) for v, c in calibrators.items()}
     free: Queue[dict[str, Summary]] = Queue()
@@ -46,9 +44,9 @@ def collect(
     for part in parts:
         free.put(part)
 
-    def work(feeds: Mapping[str, np.ndarray], found: dict[str, Summary]) -> None:
+    def work(feeds: Mapping[str, np.ndarray], times: int, found: dict[str, Summary]) -> None:
         try:
-            results = {**feeds, **session.run(feeds)}
+            results = {**feeds, **run(feeds, times > 0)}
             for value in calibrators:
                 seen = results.pop((outputs or {}).get(value, value))
                 if isinstance(seen, np.ndarray) and seen.size == 0:  # the branch that computes it was not taken
@@ -56,7 +54,7 @@ def collect(
                 if value not in found:
                     extrema = Extrema(axis=-1 if value in channels else None)
                     found[value] = Summary(extrema, Histogram() if wants_histogram[value] else None)
-                found[value].add(seen if isinstance(seen, Glance) else glance(seen))
+                found[value].add(seen if isinstance(seen, Glance) else glance(seen), times)
         finally:
             free.put(found)
 
@@ -64,7 +62,7 @@ def collect(
     with ThreadPoolExecutor(len(parts)) as pool:  # samples are drawn here, so that Ctrl-C reaches a slow source
         for count, feeds in enumerate(samples, 1):
             check_finite(feeds, count - 1)
-            jobs.append(pool.submit(work, feeds, free.get()))
+            jobs.append(pool.submit(work, feeds, share(position(count - 1)), free.get()))
             while jobs and (jobs[0].done() or len(jobs) > 2 * len(parts)):
                 jobs.popleft().result()
             progress(count)

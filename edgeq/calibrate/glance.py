@@ -13,6 +13,7 @@ from edgeq.calibrate.extrema import FAR
 
 SAMPLE = 1 << 11  # elements that feed a histogram, up to twice as many; extrema see all of them
 GROUP = 16  # neighbours taken together, a line of the cache
+FIRST, EVERY = 128, 4  # see `share`
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,16 @@ def glance(x: np.ndarray, group: int = 0, step: int = 0) -> Glance:
     group = group or (1 if flat.size % GROUP else GROUP)
     step = step or stride(flat.size)
     return Glance(float(flat.min()), float(flat.max()), flat.reshape(-1, group)[::step], step, x)
+
+
+def share(index: int) -> int:
+    """How many of the data's samples the part of the sample at `index` stands for; 0: its extrema alone are wanted.
+
+    The first `FIRST` are all looked at, and of those behind them every `EVERY`-th, in place of its neighbours too.
+    """
+    if index < FIRST:
+        return 1
+    return 0 if index % EVERY else EVERY
 
 
 def stride(size: int) -> int:

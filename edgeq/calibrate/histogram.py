@@ -76,13 +76,13 @@ class Histogram:
         """Take one array of any shape; NaN and infinities are left out.
 
         lo, hi: exact extrema of the tensor that x is, or is a subsample of, where they are known: saves a pass.
-        weight: how many elements each of a subsample stands for. The extrema are then counted once each, for they
-        are known to be there: a tail that the subsample has missed would otherwise look free to clip.
+        weight: how many elements each of a subsample stands for. Unless it is 1, the extrema are counted once each,
+        for they are known to be there: a tail that the subsample has missed would otherwise look free to clip.
         """
         flat = np.asarray(x, np.float32).reshape(-1)
-        if flat.size == 0:
-            return
         if lo is None or hi is None:
+            if flat.size == 0:
+                return
             lo, hi = float(flat.min()), float(flat.max())
         if lo > -FAR and hi < FAR:
             self.update_near(flat, np.array([lo, hi], np.float32), weight)
@@ -92,14 +92,14 @@ class Histogram:
         for bins, part in ((self.near, near), (self.far, far)):
             if part.size:
                 bins.add(part, float(np.abs(part).max()), weight)
-        if weight > 1:
+        if weight != 1:
             self.update(np.array([lo, hi], np.float32))
 
     def update_near(self, x: np.ndarray, ends: np.ndarray, weight: int) -> None:
         """Take 1-D float32 values that all are near; ends: the extrema of each tensor that they are of."""
         reach = float(np.abs(ends).max())
         self.near.add(x, reach, weight)
-        if weight > 1:
+        if weight != 1:
             self.near.add(ends.reshape(-1), reach)
 
     def merge(self, other: Histogram) -> None:

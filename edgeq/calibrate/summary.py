@@ -58,8 +58,8 @@ class Summary:
         if x.size:
             self.add(glance(x, 1, stride))
 
-    def add(self, seen: Glance) -> None:
-        """Take what is left of one sample or batch."""
+    def add(self, seen: Glance, times: int = 1) -> None:
+        """Take what is left of one sample or batch. times: how many such ones its part stands for, see `share`."""
         if seen.values is not None and not (seen.near and self.extrema.axis is None):
             self.extrema.update(seen.values)
         else:
@@ -67,10 +67,12 @@ class Summary:
             self.extrema.update_range(seen.lo, seen.hi, max(looked_at.size, 1))
         if self.histogram is None:
             return
+        part = seen.part if times else seen.part[:0]
         if not seen.near:
-            self.histogram.update(seen.part, seen.lo, seen.hi, seen.weight)
+            self.histogram.update(part, seen.lo, seen.hi, seen.weight * times)
             return
-        self.waiting.append(replace(seen, part=seen.part.copy(), values=None))  # a view would keep all of it alive
+        # A view would keep all of it alive.
+        self.waiting.append(replace(seen, part=part.copy(), weight=seen.weight * times, values=None))
         if len(self.waiting) >= _WAITING:
             self.settle()
 

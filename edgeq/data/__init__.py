@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from edgeq.data.arrays import Shapes, array_folder, from_arrays, read_npz
-from edgeq.data.dataset import BLOCK, Dataset, Feeds
+from edgeq.data.dataset import BLOCK, Dataset, Feeds, position
 from edgeq.data.images import find_images, image_folder
 from edgeq.data.python import from_callable, from_iterable, from_spec, load_object
 from edgeq.errors import CalibrationError
 from edgeq.recipe import Preprocess
 
-__all__ = ["BLOCK", "Dataset", "Feeds", "load_object", "open_data"]
+__all__ = ["BLOCK", "Dataset", "Feeds", "load_object", "open_data", "position"]
 
 
 def open_data(

@@ -83,3 +83,9 @@ class Dataset:
             return (feeds for i, feeds in enumerate(islice(self.make(), max(wanted, default=-1) + 1)) if i in wanted)
 
         return Dataset(self.name, some, len(indices), extras)
+
+
+def position(index: int, part: int, parts: int) -> int:
+    """Of the sample at `index` of `Dataset.part(part, parts)`, in all of the data."""
+    block, within = divmod(index, BLOCK)
+    return (block * parts + part) * BLOCK + within

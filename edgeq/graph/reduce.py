@@ -17,6 +17,7 @@ import onnx_ir as ir
 from edgeq.calibrate.glance import GROUP, SAMPLE, Glance, glance, stride
 from edgeq.graph.edit import Names, add_initializer, constant, insert_after, make_node, remove, values_of
 
+EVERYTHING, NOTHING = np.array([np.iinfo(np.int64).max]), np.array([0])  # how far the samples are taken
 BLOCKS = 16  # onnxruntime's NCHWc layout has blocks of 8 or 16 channels
 
 
@@ -59,11 +60,12 @@ def reduce_outputs(
     parts: Container[str],
     whole: Container[str],
     kept: Container[str] = (),
-) -> dict[str, Reduced]:
+) -> tuple[dict[str, Reduced], str]:
     """Reduce the outputs of `model`, an optimized `source`, that are in `names`, and drop all others but the `kept`.
 
     parts: of which a sample is wanted too. whole: which stay, but for their layout. An output that is not float, that
-    no node makes, or that an `If` makes, which may not do so, stays as it is and has no entry.
+    no node makes, or that an `If` makes, which may not do so, stays as it is and has no entry. Also gives the input
+    that takes `EVERYTHING` or, where no samples are wanted this time, `NOTHING`; '' when there are none at all.
     """
     known = {v.name: v for v in values_of(source.graph)}
     build = _Builder(model)
@@ -95,8 +97,8 @@ def reduce_outputs(
             steps = nodes["step"].outputs[0]
         if name in parts and name not in whole:
             nodes["runs"] = build.node("Reshape", [value, build.constant([-1, group])])
-            ends = [build.constant([v]) for v in (0, np.iinfo(np.int64).max, 0)]
-            nodes["part"] = build.node("Slice", [nodes["runs"].outputs[0], *ends, steps])
+            first = build.constant([0])
+            nodes["part"] = build.node("Slice", [nodes["runs"].outputs[0], first, build.upto, first, steps])
         insert_after(value, model.graph, *nodes.values())
         given = {k: n.outputs[0] for k, n in nodes.items() if k in ("lo", "hi", "part", "step")}
         outputs += [*given.values(), *([value] if name in whole else [])]
@@ -116,7 +118,9 @@ def reduce_outputs(
         node = output.producer()
         if node is not None and node.op_type == "ReorderOutput" and not (output.uses() or output.is_graph_output()):
             remove(node)
-    return found
+    if build.upto.uses():
+        model.graph.inputs.append(build.upto)
+    return found, (build.upto.name or "") if build.upto.uses() else ""
 
 
 def _blocked(output: ir.Value) -> ir.Value:
@@ -150,6 +154,8 @@ class _Builder:
     def __init__(self, model: ir.Model) -> None:
         self._names, self._graph = Names(model), model.graph
         self._constants: dict[tuple[int, ...], ir.Value] = {}
+        whole = ir.TensorType(ir.DataType.INT64)
+        self.upto = ir.Value(name=self._names.new("upto"), type=whole, shape=ir.Shape([1]))
 
     def constant(self, numbers: list[int]) -> ir.Value:
         key = tuple(numbers)

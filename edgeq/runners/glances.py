@@ -12,7 +12,7 @@ import numpy as np
 from edgeq.calibrate.glance import Glance
 from edgeq.errors import ModelError
 from edgeq.graph import io
-from edgeq.graph.reduce import Reduced, reduce_outputs
+from edgeq.graph.reduce import EVERYTHING, NOTHING, Reduced, reduce_outputs
 from edgeq.runners import cpu
 from edgeq.runners.session import Feeds
 
@@ -25,7 +25,7 @@ FOR_SAVING = {
 
 
 class GlanceSession:
-    """`run` is that of `edgeq.calibrate.collect.Runs`: a glance at each of `names`, outputs of the model.
+    """`run` is an `edgeq.calibrate.collect.Run`: a glance at each of `names`, outputs of the model.
 
     parts: those of which a sample is wanted. A value that is once met with NaN, or beyond ±`FAR`, is given whole from
     then on. What the reduced model can't run, or onnxruntime not read back, runs in the model's own.
@@ -38,24 +38,24 @@ class GlanceSession:
         self._lock = threading.Lock()
         self._plain: cpu.CpuSession | None = None
         try:
-            self._reduced: tuple[cpu.CpuSession, dict[str, Reduced]] | None = self._open()
+            self._reduced: tuple[cpu.CpuSession, dict[str, Reduced], str] | None = self._open()
         except ModelError:
             self._reduced = None
 
-    def _open(self) -> tuple[cpu.CpuSession, dict[str, Reduced]]:
+    def _open(self) -> tuple[cpu.CpuSession, dict[str, Reduced], str]:
         folder = Path(self._work.name)
         optimized, reduced = folder / "optimized.onnx", folder / "reduced.onnx"
         cpu.open_session(self._model, save_optimized=str(optimized), config=FOR_SAVING).close()
         model = io.load(optimized)
-        found = reduce_outputs(model, io.load(self._model), self._names, self._parts, self._whole, self._kept)
+        found, upto = reduce_outputs(model, io.load(self._model), self._names, self._parts, self._whole, self._kept)
         io.save_graph(model, reduced)
-        return cpu.open_session(reduced, optimization="disabled", in_order=True), found
+        return cpu.open_session(reduced, optimization="disabled", in_order=True), found, upto
 
-    def run(self, feeds: Feeds) -> dict[str, np.ndarray | Glance]:
+    def run(self, feeds: Feeds, look: bool = True) -> dict[str, np.ndarray | Glance]:
         while self._reduced is not None:
-            session, reduced = self._reduced
+            session, reduced, upto = self._reduced
             try:
-                results = session.run(feeds)
+                results = session.run({**feeds, upto: EVERYTHING if look else NOTHING} if upto else feeds)
             except ModelError:
                 break
             seen = {name: found.read(results) for name, found in reduced.items()}

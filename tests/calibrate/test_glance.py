@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edgeq import registry
-from edgeq.calibrate.glance import GROUP, SAMPLE, Glance, glance, stride
+from edgeq.calibrate.glance import EVERY, FIRST, GROUP, SAMPLE, Glance, glance, share, stride
 from edgeq.calibrate.histogram import Histogram
 from edgeq.calibrate.summary import Summary
 from edgeq.numerics import affine
@@ -24,6 +24,28 @@ def test_the_sample_keeps_near_its_budget(size):
     assert step % 2 == 1
     assert size // step <= 2 * SAMPLE
     assert size // step >= min(size, SAMPLE // 2)
+
+
+def test_samples_behind_the_first_are_looked_at_for_their_neighbours_too():
+    assert [share(i) for i in range(FIRST)] == [1] * FIRST
+    for count in (FIRST + EVERY, FIRST + 25 * EVERY):
+        assert sum(share(i) for i in range(count)) == count
+
+
+@pytest.mark.parametrize("x", [[0.5, -3.0], [0.5, -9000.0], [-np.inf, 2.0]])
+def test_what_is_not_looked_at_still_has_its_extrema_counted(x):
+    """A range may not be clipped to less than what the closely seen samples hold, as if nothing lay beyond them."""
+    looked, unseen = summary(glance(np.ones(4, np.float32))), summary(glance(np.ones(4, np.float32)))
+    looked.histogram.update(np.array(x, np.float32))
+    unseen.add(glance(np.array([*x, *[0.25] * 40], np.float32)), 0)
+    unseen.settle(), looked.settle()
+    for bins in ("near", "far"):
+        mine, whole = getattr(unseen.histogram, bins), getattr(looked.histogram, bins)
+        np.testing.assert_array_equal(mine.counts, whole.counts)
+        assert mine.exponent == whole.exponent
+    finite = [v for v in x if np.isfinite(v)]
+    assert unseen.extrema.lo == min(0.25, *finite)
+    assert unseen.extrema.hi == max(1.0, *finite)
 
 
 @pytest.mark.parametrize("shape", [(1,), (3, 5), (2, 48, 40, 40), (1, 7, 12_345)])

@@ -35,6 +35,11 @@ def observed(folder, values, body=NET, weights=WEIGHTS, inputs="float[N,4,H,W] x
     return observable(path, values, folder / "o")
 
 
+def plain(path):
+    session = open_session(path)
+    return lambda feeds, _: session.run(feeds)
+
+
 def feeds(*sizes):
     return [{"x": draw(1, 4, size, size + 2)} for size in sizes]
 
@@ -43,9 +48,9 @@ def feeds(*sizes):
 def test_extrema_are_those_of_the_tensors(tmp_path, inputs):
     path, names = observed(tmp_path, KEPT, inputs=inputs)
     samples = feeds(40, 40, 8) if "H" in inputs else feeds(40, 40)
-    session, plain = GlanceSession(path, list(names.values()), list(names.values())), open_session(path)
+    session, bare = GlanceSession(path, list(names.values()), list(names.values())), open_session(path)
     for sample in samples:
-        seen, tensors = session.run(sample), plain.run(sample)
+        seen, tensors = session.run(sample), bare.run(sample)
         for value, name in names.items():
             array, one = tensors[name], seen[name]
             assert isinstance(one, Glance)
@@ -56,6 +61,9 @@ def test_extrema_are_those_of_the_tensors(tmp_path, inputs):
             assert np.isin(one.part, array).all(), value
             if one.weight == 1:  # all of it, in whatever layout
                 np.testing.assert_array_equal(np.sort(one.part, axis=None), np.sort(array, axis=None))
+    unseen = session.run(samples[0], look=False)
+    for name, tensor in bare.run(samples[0]).items():
+        assert (unseen[name].lo, unseen[name].hi, unseen[name].part.size) == (tensor.min(), tensor.max(), 0)
     assert {int(session.run(samples[0])[names[v]].weight) for v in KEPT} > {1}
     session.close()
 
@@ -68,26 +76,26 @@ def test_values_far_out_and_nan_are_given_whole(tmp_path):
     states = []
     for samples in (calm + wild + calm, wild + calm + calm):
         session = GlanceSession(path, list(names.values()), list(names.values()))
-        found, _ = collect(session, samples, {"r": "mse", "z": "mse"}, names)
+        found, _ = collect(session.run, samples, {"r": "mse", "z": "mse"}, names)
         session.close()
         states.append({f"{v}.{k}": a for v, s in found.items() for k, a in s.state().items()})
-    plain, _ = collect(open_session(path), calm + wild + calm, {"r": "mse", "z": "mse"}, names)
+    whole, _ = collect(plain(path), calm + wild + calm, {"r": "mse", "z": "mse"}, names)
     for key, array in states[0].items():
         if not key.endswith("extrema.counts"):
             np.testing.assert_array_equal(array, states[1][key], err_msg=key)
     for value in "rz":
-        assert (found[value].extrema.lo, found[value].extrema.hi) == (plain[value].extrema.lo, plain[value].extrema.hi)
-    assert found["r"].extrema.far_count.sum() == plain["r"].extrema.far_count.sum() > 0
-    assert found["z"].extrema.nan == plain["z"].extrema.nan > 0
+        assert (found[value].extrema.lo, found[value].extrema.hi) == (whole[value].extrema.lo, whole[value].extrema.hi)
+    assert found["r"].extrema.far_count.sum() == whole["r"].extrema.far_count.sum() > 0
+    assert found["z"].extrema.nan == whole["z"].extrema.nan > 0
 
 
 def test_extrema_alone_are_enough_for_calibrators_that_need_no_more(tmp_path):
     path, names = observed(tmp_path, KEPT)
-    found, _ = collect(GlanceSession(path, KEPT, []), feeds(40, 8), dict.fromkeys(KEPT, "minmax"), names)
-    plain, _ = collect(open_session(path), feeds(40, 8), dict.fromkeys(KEPT, "minmax"), names)
+    found, _ = collect(GlanceSession(path, KEPT, []).run, feeds(40, 8), dict.fromkeys(KEPT, "minmax"), names)
+    whole, _ = collect(plain(path), feeds(40, 8), dict.fromkeys(KEPT, "minmax"), names)
     for value in KEPT:
         assert found[value].histogram is None
-        assert found[value].bounds() == plain[value].bounds()
+        assert found[value].bounds() == whole[value].bounds()
 
 
 def test_the_number_of_threads_changes_nothing(tmp_path):
@@ -95,7 +103,7 @@ def test_the_number_of_threads_changes_nothing(tmp_path):
     states = []
     for threads in (1, 3):
         session = GlanceSession(path, list(names.values()), ["y"])
-        found, count = collect(session, feeds(40, 8, 30, 40), dict.fromkeys(VALUES, "mse"), names, workers=threads)
+        found, count = collect(session.run, feeds(40, 8, 30, 40), dict.fromkeys(VALUES, "mse"), names, workers=threads)
         assert count == 4
         states.append({f"{v}.{k}": a for v, s in found.items() for k, a in s.state().items()})
     for key, array in states[0].items():
@@ -106,7 +114,8 @@ def test_empty_tensors_are_no_failure_and_wrong_feeds_are(tmp_path):
     body = "n = NonZero (x) f = Cast <to = 1> (n) y = Mul (f, f)"
     path, names = observed(tmp_path, ["f", "y"], body, {}, "float[N] x")
     session = GlanceSession(path, list(names.values()), [])
-    found, _ = collect(session, [{"x": np.zeros(3, np.float32)}, {"x": np.ones(3, np.float32)}], {"y": "minmax"}, names)
+    samples = [{"x": np.zeros(3, np.float32)}, {"x": np.ones(3, np.float32)}]
+    found, _ = collect(session.run, samples, {"y": "minmax"}, names)
     assert (found["y"].extrema.lo, found["y"].extrema.hi) == (0, 4)
     with pytest.raises(CalibrationError, match="wants float32"):
         session.run({"x": np.zeros(3)})
@@ -118,7 +127,7 @@ def test_a_branch_not_taken_has_no_statistics(tmp_path):
     path, names = observed(tmp_path, ["t", "u"], body, {}, "float[N] x, bool q")
     session = GlanceSession(path, list(names.values()), [])
     sample = {"x": np.ones(3, np.float32), "q": np.array(False)}
-    found, _ = collect(session, [sample], {"t": "minmax", "u": "minmax"}, names)
+    found, _ = collect(session.run, [sample], {"t": "minmax", "u": "minmax"}, names)
     assert list(found) == ["u"]
     assert found["u"].bounds() == Range(-1, -1)
 
