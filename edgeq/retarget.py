@@ -20,10 +20,11 @@ from edgeq.data import open_data
 from edgeq.errors import ModelError, TargetError
 from edgeq.formats import encodings as aimet
 from edgeq.graph import io
-from edgeq.graph.prepare import prepare
+from edgeq.graph.prepare import plain, prepare
 from edgeq.numerics.affine import dequantize, middle, params_shape, quantize
 from edgeq.observation import Ways, gather
 from edgeq.passes import qdq
+from edgeq.passes.qoperator import to_qdq
 from edgeq.passes.strip_qdq import Encodings, strip_qdq
 from edgeq.passes.tables import store_tables
 from edgeq.plan import Plan
@@ -56,11 +57,11 @@ def retarget(
     encodings: str | os.PathLike[str] | None = None,
     calib: Any = None,
 ) -> Retargeted:
-    """Write the model of Q-DQ pairs, or the float one with AIMET's `encodings` file, for a target to `output`.
+    """Write the model of Q-DQ pairs or of QOperators, or the float one with AIMET's `encodings`, for a target.
 
     Codes of uint8 and int8 are moved into each other exactly. Where a value has no scale that the target can have, it
     is measured on `calib` (see `edgeq.data.open_data`); without that its nodes stay float. Raises ModelError for a
-    model without any scales, or one that is quantized in another form, TargetError for a target that takes no ONNX
+    model without any scales, or with a node that can't be read back, TargetError for a target that takes no ONNX
     files.
     """
     aim, recipe = targets.load(target), Recipe(target=target)
@@ -68,12 +69,12 @@ def retarget(
         raise TargetError(aim.name, f"its artifacts are .{aim.format} files", "choose one that takes ONNX")
     source = io.load(model)
     io.to_memory(source)
-    said = strip_qdq(source)
+    said = strip_qdq(to_qdq(plain(source)))
     if encodings is not None:
         beside = aimet.read(encodings)
         said = Encodings(said.activations | beside.activations, said.constants | beside.constants)
     if not said.activations and not said.constants:
-        raise ModelError(f"{model}: has no Q-DQ pairs; quantize it, or give --encodings")
+        raise ModelError(f"{model}: has no Q-DQ pairs, nor operators on codes; quantize it, or give --encodings")
     prepared = prepare(source, aim.opset)
     passes.run(prepared, aim.passes_before)
     excluded: dict[str, str] = {}
@@ -123,6 +124,7 @@ def _groups(
 ) -> tuple[dict[str, QParams], int, dict[str, str]]:
     """The parameters of each group, how many are measured, and {node: reason} for those of groups that have none."""
     groups: dict[str, QParams] = {}
+    scales = said.constants | said.activations
     measured = 0
     missing: dict[str, str] = {}
     for value in sorted(made.values, key=lambda v: v.name != v.group):  # the first of a group speaks for it
@@ -131,8 +133,8 @@ def _groups(
         if value.fixed is not None:
             groups[value.group] = activation_params(value, None, None)
             continue
-        has = (v for v in made.values if v.group == value.group and v.name in said.activations)
-        params = next((moved(said.activations[v.name], value.spec, ()) for v in has), None)
+        has = (scales[v.name] for v in made.values if v.group == value.group and v.name in scales)
+        params = next((moved(theirs, value.spec, ()) for theirs in has), None)
         if params is not None:
             groups[value.group] = params
             continue

@@ -8,12 +8,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from edgeq.errors import ModelError, TargetError
 from edgeq.graph import io
-from edgeq.graph.prepare import prepare
+from edgeq.graph.prepare import plain, prepare
 from edgeq.numerics.affine import quantize
+from edgeq.passes.qoperator import to_qdq
 from edgeq.retarget import moved, retarget
 from edgeq.types import PerChannel, PerTensor, QParams, QSpec
 
@@ -75,6 +76,67 @@ def test_onnxruntimes_scales_and_codes_arrive(floats, pictures, tmp_path, activa
     a, b = run(theirs, pictures[0]), run(ours, pictures[0])
     assert (a.argmax(1) == b.argmax(1)).mean() > 0.98
     assert (b.argmax(1) == pictures[1]).mean() > 0.97
+
+
+@pytest.mark.parametrize("activation", [QuantType.QUInt8, QuantType.QInt8])
+def test_operators_on_codes_are_read_back(floats, pictures, tmp_path, activation):
+    theirs, pairs, ours = (tmp_path / f"{name}.onnx" for name in ("theirs", "pairs", "ours"))
+    quantize_static(
+        floats, theirs, Reader(), quant_format=QuantFormat.QOperator, per_channel=True, activation_type=activation,
+        weight_type=QuantType.QInt8, extra_options={"WeightSymmetric": True},
+    )  # fmt: skip
+    assert {"QLinearConv", "QLinearAdd", "QLinearConcat", "QGemm"} <= {n.op_type for n in onnx.load(theirs).graph.node}
+    io.save(to_qdq(plain(io.load(theirs))), pairs)
+    apart = np.abs(run(pairs, pictures[0]) - run(theirs, pictures[0]))
+    step = np.unique(np.abs(np.diff(np.unique(run(theirs, pictures[0]))))).min()  # of the logits' codes
+    assert apart.max() <= (2.1 * step if activation == QuantType.QInt8 else 0)  # Q-DQ of int8 is made uint8 on x86
+    assert (apart > 0).mean() < 0.01
+    found = retarget(theirs, "generic", ours)
+    assert found.kept > 80
+    assert found.plan.counts()["integer"] > 40
+    assert codes(ours) == codes(theirs)
+    a, b = run(theirs, pictures[0]), run(ours, pictures[0])
+    assert (a.argmax(1) == b.argmax(1)).mean() > 0.99
+    assert (b.argmax(1) == pictures[1]).mean() > 0.97
+
+
+def test_scales_that_were_found_at_run_time_are_measured(floats, pictures, tmp_path):
+    theirs, ours = tmp_path / "theirs.onnx", tmp_path / "ours.onnx"
+    quantize_dynamic(floats, theirs)
+    found = retarget(theirs, "generic", ours, calib=SAMPLES / "digits_calib.npz")
+    assert found.measured > 40
+    assert not found.lost
+    a, b = run(theirs, pictures[0]), run(ours, pictures[0])
+    assert (a.argmax(1) == b.argmax(1)).mean() > 0.99
+
+
+def test_a_stored_matrix_may_be_transposed_when_it_is_read(tmp_path):
+    """As exporters write a linear layer of tensors with more than two axes."""
+    rng = np.random.default_rng(0)
+    held = {"w": rng.integers(-127, 128, (6, 8)).astype(np.int8), "ws": rng.uniform(0.001, 0.01, 6).astype(np.float32),
+            "s": np.float32(0.03), "z": np.uint8(128), "ys": np.float32(0.06), "yz": np.uint8(120)}  # fmt: skip
+    nodes = [
+        onnx.helper.make_node("QuantizeLinear", ["input", "s", "z"], ["q"]),
+        onnx.helper.make_node("DequantizeLinear", ["q", "s", "z"], ["x"]),
+        onnx.helper.make_node("DequantizeLinear", ["w", "ws"], ["wf"], axis=0),
+        onnx.helper.make_node("Transpose", ["wf"], ["wt"], perm=[1, 0]),
+        onnx.helper.make_node("MatMul", ["x", "wt"], ["m"]),
+        onnx.helper.make_node("QuantizeLinear", ["m", "ys", "yz"], ["mq"]),
+        onnx.helper.make_node("DequantizeLinear", ["mq", "ys", "yz"], ["y"]),
+    ]
+    ends = [
+        onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, [2, 5, k]) for n, k in (("input", 8), ("y", 6))
+    ]
+    graph = onnx.helper.make_graph(
+        nodes, "g", ends[:1], ends[1:], [numpy_helper.from_array(np.asarray(a), n) for n, a in held.items()]
+    )
+    theirs, ours = tmp_path / "theirs.onnx", tmp_path / "ours.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), theirs)
+    found = retarget(theirs, "generic", ours)
+    assert (found.kept, found.lost) == (2, {})
+    assert codes(ours) == [np.ascontiguousarray(held["w"].T).tobytes()]
+    x = rng.normal(0, 1, (2, 5, 8)).astype(np.float32)
+    assert np.abs(run(theirs, x) - run(ours, x)).max() <= 0.0301
 
 
 @pytest.mark.parametrize("version", ["0.6.1", "1.0.0"])

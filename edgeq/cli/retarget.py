@@ -12,7 +12,9 @@ from edgeq.cli.say import print_json, print_line, show
 
 
 def retarget(
-    model: Annotated[Path, typer.Argument(help="An .onnx file with Q-DQ pairs.", show_default=False)],
+    model: Annotated[
+        Path, typer.Argument(help="An .onnx file with Q-DQ pairs, or operators on codes.", show_default=False)
+    ],
     target: TargetName,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
     encodings: Annotated[Path | None, typer.Option(help="AIMET's .encodings file of a float model.")] = None,

@@ -80,6 +80,20 @@ def prepare(model: ir.Model, opset: int = MIN_OPSET) -> ir.Model:
     return model
 
 
+def plain(model: ir.Model) -> ir.Model:
+    """Only calls inlined, constants folded and made initializers, in place: of a quantized model too."""
+    common.InlinePass()(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    outputs = [value.name or "" for value in model.graph.outputs]
+    _true_identities(model)
+    common.IdentityEliminationPass()(model)
+    _restore_outputs(model, outputs)
+    _fold(model)
+    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    _name(model)
+    return model
+
+
 def _initializers_out_of_inputs(model: ir.Model) -> None:
     """Initializers listed as inputs are weights in IR version 3, and default values since version 4.
 

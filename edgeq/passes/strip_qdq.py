@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeq.errors import ModelError
-from edgeq.graph.edit import Names, add_initializer, constant, drop_unused_initializers, remove, replace
+from edgeq.graph.edit import Names, add_initializer, constant, drop_unused_initializers, make_node, remove, replace
 from edgeq.numerics.affine import dequantize
 from edgeq.types import INT_RANGES, Granularity, PerBlock, PerChannel, PerTensor, QParams, QSpec
 
@@ -29,6 +29,9 @@ def strip_qdq(model: ir.Model) -> Encodings:
     """Make the graph float, in place. Raises ModelError that names a node whose codes go elsewhere than into a DQ."""
     found, names = Encodings(), Names(model)
     for node in list(model.graph):
+        if node.op_type == "Transpose":
+            _turn(model.graph, node, names)
+    for node in list(model.graph):
         if node.op_type != "DequantizeLinear":
             continue
         codes, real = node.inputs[0], node.outputs[0]
@@ -44,6 +47,9 @@ def strip_qdq(model: ir.Model) -> Encodings:
             plain = source.inputs[0]
             kept = found.activations.pop(plain.name or "", None)
             params = _params(node, len(plain.shape or ()))
+            written = constant(source.inputs[1])
+            if written is None or not np.array_equal(written.reshape(-1), params.scale.reshape(-1)):
+                raise ModelError(f"node {node.name!r} (DequantizeLinear) reads codes in other steps than they have")
             if real.is_graph_output():
                 replace(node, plain)  # the output keeps its name
             else:
@@ -62,6 +68,25 @@ def strip_qdq(model: ir.Model) -> Encodings:
             remove(node)
     drop_unused_initializers(model)
     return found
+
+
+def _turn(graph: ir.Graph, node: ir.Node, names: Names) -> None:
+    """Let the codes of a stored matrix be transposed in place of what they mean, so that it has its scales still."""
+    stored = node.inputs[0].producer() if node.inputs[0] is not None else None
+    if stored is None or stored.op_type != "DequantizeLinear":
+        return
+    arrays = [constant(value) for value in stored.inputs]
+    if arrays[0] is None or arrays[0].ndim != 2 or any(array is None for array in arrays):
+        return
+    held = [
+        add_initializer(graph, names.new(f"{value.name}_transposed"), np.ascontiguousarray(array.T))  # type: ignore[union-attr]
+        for value, array in zip(stored.inputs, arrays, strict=True)
+    ]
+    kept = dict(stored.attributes.items()) | {"axis": 1 - stored.attributes.get_int("axis", 1) % 2}
+    out = node.outputs[0]
+    turned = make_node("DequantizeLinear", held, names.new(f"{out.name}_turned"), held[1].dtype, out.shape, kept)
+    graph.insert_before(node, turned)
+    replace(node, turned.outputs[0])
 
 
 def _params(node: ir.Node, dims: int) -> QParams:
