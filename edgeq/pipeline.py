@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -135,6 +136,7 @@ def quantize(
         progress("prepare", 0, None)
         prepared_path, prepared = _prepare(source, aim, chosen, work)
         del source  # and with it the weights in memory: those of the prepared model are mapped
+        gc.collect()  # a graph is all cycles
         if bpw is not None or max_bytes is not None:
             chosen = allocated(chosen, prepared, aim, data, work, bpw, max_bytes, progress)
         found, final, evidence = _quantize(prepared, prepared_path, aim, chosen, data, work, ways, progress)

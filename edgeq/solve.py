@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from edgeq.calibrate.summary import Summary
 from edgeq.errors import CalibrationError, ModelError
+from edgeq.graph import io
 from edgeq.graph.edit import all_graphs
 from edgeq.numerics.affine import MIN_SCALE, bias_params, least_weight_scale, qparams, quantize, quantize_bias, within
 from edgeq.plan import Plan, ValuePlan, WeightPlan
@@ -95,7 +96,7 @@ def _params(lo: float, hi: float, value: ValuePlan) -> QParams:
 def _weight(plan: WeightPlan, constants: Mapping[str | None, ir.TensorProtocol | None], stats: Stats | None) -> QTensor:
     tensor = constants[plan.value]
     assert tensor is not None
-    array = tensor.numpy()
+    array = io.mapped(tensor)
     peak = max(-float(array.min()), float(array.max()), 0.0) if array.size else 0.0
     if 0 < peak < MIN_SCALE * plan.spec.qmax:
         raise ModelError(f"its weight, up to {peak:.3g}, is too small for a step")
@@ -138,4 +139,4 @@ def _raise_scale(weight: QTensor, source: ir.TensorProtocol | None, least: np.nd
     old = weight.params
     wanted = least if old.scale.ndim else least.max()
     params = replace(old, scale=np.maximum(old.scale, wanted).astype(np.float32))
-    return QTensor(quantize(source.numpy(), params), params)
+    return QTensor(quantize(io.mapped(source), params), params)

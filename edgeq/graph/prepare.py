@@ -9,6 +9,7 @@ is unchanged, the outputs agree within float32 rounding, and a second run change
 from __future__ import annotations
 
 import logging
+from copy import deepcopy
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -65,7 +66,7 @@ def prepare(model: ir.Model, opset: int = MIN_OPSET) -> ir.Model:
     infer(model)
     _fold(model)
     _name(model)
-    RewritePass(FUSIONS)(model)
+    RewritePass(deepcopy(FUSIONS))(model)  # a rule holds on to the graph, weights and all, that it last looked at
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _restore_outputs(model, outputs)
     _name(model)
