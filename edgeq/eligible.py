@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 
+import msgspec
 import numpy as np
 import onnx
 import onnx_ir as ir
 
+from edgeq.errors import RecipeError
 from edgeq.graph.edit import is_constant, rank
 from edgeq.graph.float16 import half_slots
 from edgeq.plan import RECURRENT, WEIGHT_INDEX, WeightPlan, weight_axis
 from edgeq.recipe import Recipe
-from edgeq.target import Rule, Target
+from edgeq.target import Rule, Target, TypeRow
+from edgeq.weights import algorithm
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 ALREADY = "is quantized already"
@@ -58,11 +62,21 @@ class Context:
     def weights(self, node: ir.Node, rule: Rule) -> list[WeightPlan]:
         override = self.recipe.override(node.name or "", node.op_type)
         row = self.target.types[override.weight_type or rule.weight]
-        if rule.role == "packed":
-            bits = override.bits if override.bits is not None or node.op_type == "Gather" else self.recipe.bits
-            block = self.recipe.block if override.block is None else override.block
+        name = override.weight or self.recipe.weight
+        bits = override.bits if override.bits is not None or node.op_type == "Gather" else self.recipe.bits
+        block = self.recipe.block if override.block is None else override.block
+        encoder = encoder_of(name)
+        if encoder is not None:
+            row = coded_row(row, encoder, self.recipe, bits, block if rule.role == "packed" else 0, node)
+        elif rule.role == "packed":
+            if bits not in (None, 2, 4, 8):
+                raise RecipeError(f"{name} has integers of 2, 4 or 8 bits, not {bits}: or choose --weight kmeans")
             row = row.packed(bits, block)
-        algorithm = override.weight or self.recipe.weight
+        matrix = rule.role == "packed" and node.op_type != "Gather" and rank(node.inputs[1]) == 2
+        extra = (
+            self.recipe.outliers if override.outliers is None else override.outliers,
+            self.recipe.low_rank if override.low_rank is None else override.low_rank,
+        )
         indices = (1, 2) if node.op_type in RECURRENT else (WEIGHT_INDEX[node.op_type],)
         return [
             WeightPlan(
@@ -70,11 +84,33 @@ class Context:
                 i,
                 value.name or "",
                 row.spec(weight_axis(node, row.per), channel=(rank(value) or 0) <= (rule.channel_rank or 99)),
-                algorithm,
+                name,
+                *(extra if matrix else ()),
             )
             for i in indices
             if (value := node.inputs[i]) is not None
         ]
+
+
+def encoder_of(name: str) -> ModuleType | None:
+    """The module of a weight algorithm whose codes are no integers, None for all others."""
+    found = algorithm(name)
+    return found if hasattr(found, "encode") else None
+
+
+def coded_row(
+    row: TypeRow, encoder: ModuleType, recipe: Recipe, bits: int | None, block: int | None, node: ir.Node
+) -> TypeRow:
+    """The type of codes that index levels: the bits that were asked for, else 4, and the most there are for a table."""
+    name = encoder.__name__.rsplit(".", 1)[-1]
+    if recipe.method != "weight_only":
+        raise RecipeError(f"{name} codes are no integers: choose --method weight_only, or one of the other --weight")
+    usual = encoder.BITS[-1] if node.op_type == "Gather" else 4
+    bits = bits or (usual if usual in encoder.BITS else encoder.BITS[-1])
+    if bits not in encoder.BITS:
+        raise RecipeError(f"{name} has codes of {', '.join(map(str, encoder.BITS))} bits, not {bits}")
+    packed = row.packed(bits, encoder.BLOCK if block is None else block)
+    return msgspec.structs.replace(packed, dtype=f"uint{bits}", symmetric=False, narrow=False)
 
 
 def attribute_of(node: ir.Node, name: str) -> object:

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +27,12 @@ from edgeq.errors import CalibrationError, ModelError
 from edgeq.files import let_go, replacing, spilled
 from edgeq.graph import io
 from edgeq.graph.edit import add_initializer, is_constant, rank, sole_consumer
-from edgeq.numerics import affine
+from edgeq.numerics import affine, codebook
 from edgeq.plan import Plan, WeightPlan
 from edgeq.registry import load
 from edgeq.streams import Stage, Stream
-from edgeq.types import Progress, QParams, QTensor, Solution, Stats
-from edgeq.weights import rows, tiles
+from edgeq.types import Coded, PerTensor, Progress, QParams, QTensor, Solution, Stats
+from edgeq.weights import algorithm, correction, rows, tiles
 
 MANY = 1 << 24
 """Weights of a layer whose codes wait on disk until they are written."""
@@ -83,24 +84,46 @@ def solve_layers(
     solution = Solution({}, {}, {})
     failed: dict[str, str] = {}
     for name in sorted({layer.algorithm for layer in plan.weights}):
-        if data is None and getattr(load("edgeq.weights", name, "quantize"), "NEEDS_DATA", False):
+        if data is None and getattr(algorithm(name), "NEEDS_DATA", False):
             raise CalibrationError(f"{name} weights need data: give --calib, or choose --weight hqq or mse")
     total, done = len(plan.weights), 0
     walk = walk_layers(plan, model, data, work, sequential)
     layer = next(walk, None)
     while layer is not None:
-        solved = None
+        solved, real = None, None
         try:
-            solved = _kept(layer, keep, work, device)
-            solution.weights[layer.plan.node, layer.plan.index] = solved
+            solved, real = _solve(layer, solution, keep, work, device)
         except ModelError as error:
             failed[layer.plan.node] = str(error)
         done += 1
         progress("solve", done, total)
-        follows = sequential and data is not None and solved is not None
         layer = None  # lets the mapped weight go
-        layer = _send(walk, affine.dequantize(solved.data, solved.params) if follows and solved is not None else None)
+        follows = sequential and data is not None and solved is not None
+        layer = _send(walk, (codebook.real(solved) if real is None else real) if follows and solved else None)
     return solution, failed
+
+
+def _solve(
+    layer: Layer, solution: Solution, keep: Path | None, work: Path, device: str
+) -> tuple[QTensor | Coded, np.ndarray | None]:
+    """Put what is found into the solution. Gives the layer's codes, and the weight that corrections make of them."""
+    plan, key = layer.plan, (layer.plan.node, layer.plan.index)
+    features = np.empty(0, np.int64)
+    shown = layer
+    if plan.outliers:
+        features = correction.outlying(layer.weight, plan.spec, layer.stats, plan.outliers)
+        shown = replace(layer, weight=correction.without(layer.weight, plan.spec, features))
+    solved = _kept(shown, keep, work, device)
+    if isinstance(solved, Coded):
+        solution.codes[key] = solved
+    else:
+        solution.weights[key] = solved
+    if not features.size and not plan.low_rank:
+        return solved, None
+    solution.corrections[plan.node], real = correction.corrections(
+        layer.weight, codebook.real(solved), plan.spec, layer.stats, features, plan.low_rank
+    )
+    return solved, real
 
 
 def _send(walk, real: np.ndarray | None) -> Layer | None:  # type: ignore[no-untyped-def]
@@ -191,7 +214,7 @@ def _behind(model: ir.Model, layer: WeightPlan, streams: list[Stream], name: str
     return np.asarray(total, np.float64)
 
 
-def _kept(layer: Layer, keep: Path | None, work: Path, device: str) -> QTensor:
+def _kept(layer: Layer, keep: Path | None, work: Path, device: str) -> QTensor | Coded:
     """Solve the layer, or take it from the folder of finished ones."""
     plan = layer.plan
     if keep is None:
@@ -202,21 +225,37 @@ def _kept(layer: Layer, keep: Path | None, work: Path, device: str) -> QTensor:
     path = keep / f"{digest.hexdigest()}.npz"
     if path.exists():
         try:
-            held = read_npz(path)
-            return QTensor(held["data"], QParams(held["scale"], held["zero_point"], plan.spec))
+            return _of_arrays(read_npz(path), plan)
         except (CalibrationError, KeyError):  # damaged: it is made anew
             path.unlink()
     solved = _solved(layer, work, device)
     keep.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file, open(file, "wb") as stream:
-        np.savez(stream, data=solved.data, scale=solved.params.scale, zero_point=solved.params.zero_point)
+        np.savez(stream, **_arrays(solved))  # type: ignore[arg-type]
     return solved
 
 
-def _solved(layer: Layer, work: Path, device: str) -> QTensor:
-    """The layer's codes, on disk where they are many."""
+def _arrays(solved: QTensor | Coded) -> dict[str, np.ndarray]:
+    if isinstance(solved, Coded):
+        return {"data": solved.data, "scale": solved.scale, "levels": solved.levels}
+    return {"data": solved.data, "scale": solved.params.scale, "zero_point": solved.params.zero_point}
+
+
+def _of_arrays(held: Mapping[str, np.ndarray], plan: WeightPlan) -> QTensor | Coded:
+    if "levels" not in held:
+        return QTensor(held["data"], QParams(held["scale"], held["zero_point"], plan.spec))
+    spec = plan.spec if held["scale"].ndim else replace(plan.spec, granularity=PerTensor())
+    return Coded(held["data"], held["levels"], held["scale"], spec, plan.algorithm)
+
+
+def _solved(layer: Layer, work: Path, device: str) -> QTensor | Coded:
+    """The layer's codes, on disk where they are many integers."""
     plan, weight = layer.plan, layer.weight
-    solve = load("edgeq.weights", plan.algorithm, "quantize").quantize
+    found = algorithm(plan.algorithm)
+    if hasattr(found, "encode"):
+        encoded: Coded = found.encode(np.asarray(weight), plan.spec, layer.stats)
+        return encoded
+    solve = found.quantize
     if device == "cuda" and plan.algorithm == "gptq" and layer.stats is not None:
         on_gpu = load("edgeq.train", "gptq_cuda", "quantize")
         solve = on_gpu.quantize if on_gpu.takes(plan.spec) else solve

@@ -56,13 +56,17 @@ class ValuePlan:
 
 @dataclass(frozen=True)
 class WeightPlan:
-    """One constant input of one node."""
+    """One constant input of one node. outliers: the share of its features that are kept real. low_rank: of what is
+    added to the node's output to make up for its rounding (see `edgeq/weights/correction.py`).
+    """
 
     node: str
     index: int
     value: str
     spec: QSpec
     algorithm: str
+    outliers: float = 0.0
+    low_rank: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
-from edgeq import islands, saturation
-from edgeq.eligible import ALREADY, FLOATS, STORES, Context, half_problem, table_problem, weight_problem
+from edgeq import forms, islands, saturation
+from edgeq.eligible import ALREADY, FLOATS, STORES, Context, encoder_of, half_problem, table_problem, weight_problem
 from edgeq.errors import ModelError, RecipeError, TargetError
 from edgeq.graph.edit import is_constant
 from edgeq.graph.shapes import free_input
@@ -103,8 +103,13 @@ def one_by_one(model: ir.Model, context: Context) -> Plan:
             nodes.append(NodePlan(node.name or "", node.op_type, FLOAT, why))
             continue
         decision = {"half": HALF, "packed": PACKED, **dict.fromkeys(STORES, STORED)}.get(rule.role, DYNAMIC)
-        nodes.append(NodePlan(node.name or "", node.op_type, decision, STORES.get(rule.role, "")))
-        weights += context.weights(node, rule) if decision != HALF else []
+        stored = context.weights(node, rule) if decision != HALF else []
+        why = STORES.get(rule.role, "")
+        if stored and encoder_of(stored[0].algorithm):
+            shape = node.inputs[stored[0].index].const_value.shape  # type: ignore[union-attr]
+            decision, why = forms.placed(node.op_type, stored[0], tuple(shape.numpy()), context.target)
+        nodes.append(NodePlan(node.name or "", node.op_type, decision, why))
+        weights += stored
     if context.recipe.method == "float16":
         nodes = keep_wide(model, nodes)
     return Plan(context.target.name, context.recipe.method, tuple(nodes), weights=tuple(weights))

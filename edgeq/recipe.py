@@ -13,7 +13,10 @@ from edgeq.errors import RecipeError
 from edgeq.files import read_toml
 from edgeq.target import Method
 
+Bits = Literal[2, 3, 4, 5, 6, 7, 8]
 Block = Annotated[int, msgspec.Meta(ge=0, le=1 << 16)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=0.5)]
+Rank = Annotated[int, msgspec.Meta(ge=0, le=1 << 12)]
 
 
 class Override(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -24,8 +27,10 @@ class Override(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     float: bool | None = None
     calibrator: str | None = None
     weight: str | None = None
-    bits: Literal[2, 4, 8] | None = None
+    bits: Bits | None = None
     block: Block | None = None
+    outliers: Share | None = None
+    low_rank: Rank | None = None
     act_type: str | None = None
     weight_type: str | None = None
 
@@ -72,7 +77,9 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     quantized; integer_io: nor at the ends; rounding: of requantization then, as gemmlowp and
     TFLite's reference (double) or once (single).
     bits, block: of packed weights, in place of the target's own (tables take bits from rules alone); a block of 0 is a
-    scale a channel. sequential: packed weights are solved on what the quantized layers before them make of the data.
+    scale a channel; integers have 2, 4 or 8 bits, codebooks any from 2 to 8. outliers, low_rank: of packed matrices,
+    the share of features that are kept real, and the rank of what makes up for their rounding. sequential: packed
+    weights are solved on what the quantized layers before them make of the data.
     passes: repair of static quantization (see `edgeq/recovery.py`): equalize and smooth before rounding, bias_correct
     behind it.
     """
@@ -82,8 +89,10 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     method: Method = "static"
     calibrator: str = "mse"
     weight: str = "rtn"
-    bits: Literal[2, 4, 8] | None = None
+    bits: Bits | None = None
     block: Block | None = None
+    outliers: Share = 0.0
+    low_rank: Rank = 0
     sequential: bool = True
     passes: tuple[Literal["equalize", "smooth", "bias_correct"], ...] = ()
     samples: Annotated[int, msgspec.Meta(ge=0)] = 128

@@ -14,9 +14,10 @@ from edgeq.data import Dataset, open_data
 from edgeq.data.images import resolve
 from edgeq.errors import RecipeError
 from edgeq.graph import io
-from edgeq.recipe import Recipe
+from edgeq.recipe import Override, Recipe
 from edgeq.registry import load
 from edgeq.target import Method, Target
+from edgeq.weights import algorithm
 
 
 def resolve_recipe(
@@ -37,12 +38,12 @@ def resolve_recipe(
         raise RecipeError(f"no method {chosen.method!r}: choose one of {', '.join(get_args(Method))}")
     if chosen.rounding not in ("double", "single"):
         raise RecipeError(f"no rounding {chosen.rounding!r}: choose double or single")
-    load("edgeq.calibrate", chosen.calibrator, "choose")
-    load("edgeq.weights", chosen.weight, "quantize")
-    for row in chosen.rule:
-        for package, name, having in (("calibrate", row.calibrator, "choose"), ("weights", row.weight, "quantize")):
-            if name is not None:
-                load(f"edgeq.{package}", name, having)
+    named: tuple[Recipe | Override, ...] = (chosen, *chosen.rule)
+    for row in named:
+        if row.calibrator is not None:
+            load("edgeq.calibrate", row.calibrator, "choose")
+        if row.weight is not None:
+            algorithm(row.weight)
     return chosen
 
 

@@ -116,6 +116,7 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     whole: nothing may stay float; every input and output is quantized.
     saturates: u8·s8 products are summed in pairs of 16 bits, which large weights overflow (see `edgeq/saturation.py`).
     accuracy_level: of MatMulNBits: 4 multiplies by the input rounded to int8 in blocks, 0 by the input as it is.
+    kernels: weight algorithm whose codes are no integers → the operator that takes them (see `edgeq/forms.py`).
     passes_before, passes_after: modules of `edgeq/passes` with `rewrite(model)`, run on the prepared model and on the
     quantized one, for the runtime's own sake.
     """
@@ -139,6 +140,7 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     saturates: bool = False
     dedicated_pairs: bool = False
     accuracy_level: int = 0
+    kernels: dict[str, str] = {}
     passes_before: tuple[str, ...] = ()
     passes_after: tuple[str, ...] = ()
     types: dict[str, TypeRow] = {}

@@ -9,7 +9,7 @@ integers together with those numbers. The affine mapping is that of ONNX Quantiz
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -23,6 +23,11 @@ INT_RANGES: dict[str, tuple[int, int]] = {
     "int16": (-32768, 32767),
     "uint16": (0, 65535),
     "int32": (-(2**31), 2**31 - 1),
+    # Of codebooks alone: no runtime has such integers.
+    "uint3": (0, 7),
+    "uint5": (0, 31),
+    "uint6": (0, 63),
+    "uint7": (0, 127),
 }
 
 
@@ -119,6 +124,33 @@ class QTensor:
 
 
 @dataclass(frozen=True, eq=False)
+class Coded:
+    """Codes that stand for levels of any spacing:  w' = levels[code] · scale
+
+    data: uint8, of the weight's shape. levels: float32 (L,), or one such row for each group, (*params_shape, L).
+    scale: float32, as in QParams. spec: unsigned; its bits and its groups. code: the name of what fixes the levels, by
+    which a target says that it has a kernel.
+    """
+
+    data: np.ndarray
+    levels: np.ndarray
+    scale: np.ndarray
+    spec: QSpec
+    code: str
+
+
+@dataclass(frozen=True, eq=False)
+class Correction:
+    """What a layer's output lacks:  y += (x left) right,  or  y += x[…, features] right
+
+    left: float32 (K, r), or the features, int64 (r,). right: float32 (r, N).
+    """
+
+    left: np.ndarray
+    right: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Stats:
     """What a weight algorithm may know of the input x (rows of K features) of the weight that it quantizes.
 
@@ -132,11 +164,16 @@ class Stats:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """The numbers found for a plan: activation groups by name, weights by (node, input index), biases by node."""
+    """The numbers found for a plan: activation groups by name, weights by (node, input index), biases by node.
+
+    A weight is in `weights` or in `codes`; what is added to a layer's output on top of it, in `corrections` by node.
+    """
 
     groups: dict[str, QParams]
     weights: dict[tuple[str, int], QTensor]
     biases: dict[str, QTensor]
+    codes: dict[tuple[str, int], Coded] = field(default_factory=dict)
+    corrections: dict[str, tuple[Correction, ...]] = field(default_factory=dict)
 
 
 Progress = Callable[[str, int, int | None], None]

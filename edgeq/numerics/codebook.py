@@ -1,6 +1,7 @@
 """Non-uniform codes: each weight is the index of the nearest of a few levels, times a scale.
 
-Tables of fixed levels, and levels fitted to the data (k-means). Levels are float32 and ascending; codes are uint8.
+Tables of fixed levels, and levels fitted to the data (k-means). Levels are float32 and, but for those of fp4 and fp8,
+ascending; codes are uint8.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 
 from edgeq.errors import ModelError, RecipeError
+from edgeq.numerics import affine
+from edgeq.types import Coded, QTensor
 
 # Dettmers et al., "QLoRA" (2023), appendix E: quantiles of the normal distribution, with an exact 0.
 NF4 = np.array(
@@ -26,6 +29,19 @@ IQ4_NL = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 
 
 
 _CELLS = 512
+
+
+def real(tensor: QTensor | Coded) -> np.ndarray:
+    """float32 reals that a weight's codes stand for."""
+    if isinstance(tensor, QTensor):
+        return affine.dequantize(tensor.data, tensor.params)
+    granularity, shape = tensor.spec.granularity, tensor.data.shape
+    if tensor.levels.ndim == 1:
+        found = tensor.levels[tensor.data]
+    else:
+        groups = np.arange(tensor.scale.size).reshape(tensor.scale.shape)
+        found = tensor.levels.reshape(tensor.scale.size, -1)[affine.expand(groups, shape, granularity), tensor.data]
+    return np.asarray(found * affine.expand(tensor.scale, shape, granularity), np.float32)
 
 
 def powers_of_two(bits: int, greatest: float = 1.0) -> np.ndarray:

@@ -65,3 +65,13 @@ def fake_quantize(x: np.ndarray, scale: np.ndarray | float, fmt: str) -> np.ndar
     """float32 round_to(x / scale) * scale; `scale` broadcasts against x."""
     s = np.asarray(scale, np.float32)
     return np.asarray(round_to(np.asarray(x, np.float32) / s, fmt) * s, np.float32)
+
+
+def codes(x: np.ndarray, fmt: str) -> np.ndarray:
+    """uint8 bits of `x` in a format of 8 bits, saturated."""
+    return cast(x, fmt).view(np.uint8)
+
+
+def by_code(fmt: str) -> np.ndarray:
+    """float32 (256,): what each code of a format of 8 bits stands for, NaN and infinities included."""
+    return np.arange(256, dtype=np.uint8).view(FORMATS[fmt]).astype(np.float32)

@@ -22,7 +22,8 @@ def store_tables(model: ir.Model, plan: Plan, solution: Solution) -> ir.Model:
     stored: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
     weights = Writer(model, solution)
     for weight in plan.weights:
-        if weight.node in planned and weights.nodes[weight.node].op_type != "Gather":
+        held = (weight.node, weight.index) in solution.weights
+        if held and weight.node in planned and weights.nodes[weight.node].op_type != "Gather":
             weights.constant_input(weight.node, weight.index, solution.weights[weight.node, weight.index])
     for graph in all_graphs(model):
         for node in list(graph):

@@ -10,7 +10,6 @@ normal numbers in it, behind a Cast that runtimes fold.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace as replace_fields
 from typing import Any
 
@@ -18,23 +17,14 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeq.files import let_go
-from edgeq.graph.edit import (
-    MS_DOMAIN,
-    Names,
-    add_initializer,
-    all_graphs,
-    drop_unused_initializers,
-    make_node,
-    nodes_named,
-    replace,
-)
+from edgeq.graph.edit import MS_DOMAIN, add_initializer, drop_unused_initializers, nodes_named, replace
 from edgeq.numerics import pack
+from edgeq.passes import coded, corrected
+from edgeq.passes.builder import Builder
 from edgeq.plan import PACKED, Plan
 from edgeq.target import Target
 from edgeq.types import PerBlock, PerChannel, QParams, QTensor, Solution
 
-FLOAT = ir.DataType.FLOAT
-SMALLEST_HALF = 2.0**-14
 LEAST_BLOCK, WIDEST = 16, 256  # of MatMulNBits and GatherBlockQuantized
 OPSET = {2: 25, 4: 21, 8: 21}
 """The first opset whose DequantizeLinear takes codes of so many bits."""
@@ -46,8 +36,11 @@ TYPES = {
 
 def apply(model: ir.Model, plan: Plan, solution: Solution, target: Target) -> ir.Model:
     """Rewrite in place every node whose weight the plan stores, and return the model."""
+    corrected.add(model, solution)
+    coded.write(model, solution, target)
     writer = _Writer(model, solution, target)
-    for node in nodes_named(model, plan.decided(PACKED)):
+    packed = plan.decided(PACKED)
+    for node in nodes_named(model, {name for name, _ in solution.weights if name in packed}):
         writer.rewrite(node)
     drop_unused_initializers(model)
     return model
@@ -55,8 +48,7 @@ def apply(model: ir.Model, plan: Plan, solution: Solution, target: Target) -> ir
 
 class _Writer:
     def __init__(self, model: ir.Model, solution: Solution, target: Target) -> None:
-        self.model, self.solution, self.target, self.names = model, solution, target, Names(model)
-        self.shared = {v.name for g in all_graphs(model) for v in g.initializers.values() if len(v.uses()) > 1}
+        self.model, self.solution, self.target, self.build = model, solution, target, Builder(model)
         self.stored: dict[tuple[str, bytes], list[ir.Value | None]] = {}
 
     def rewrite(self, node: ir.Node) -> None:
@@ -74,12 +66,12 @@ class _Writer:
         source, (k, n), granularity = node.inputs[1], tensor.data.shape, tensor.params.spec.granularity
         assert source is not None
         assert isinstance(granularity, PerBlock)
-        key = self._key(source, tensor)
+        key = self.build.key(source, tensor.data)
         if key not in self.stored:
             base = source.name or "weight"
             scales, zeros = pack.matmul_scales(tensor)
-            zero = None if zeros is None else self._init(f"{base}_zero_point", zeros)
-            self.stored[key] = [self._packed(f"{base}_q", tensor), self._scale(base, scales), zero]
+            zero = None if zeros is None else self.build.init(f"{base}_zero_point", zeros)
+            self.stored[key] = [self._packed(f"{base}_q", tensor), self.build.reals(f"{base}_scale", scales), zero]
         if granularity.axis % 2:
             k, n = n, k
         attributes = {
@@ -87,35 +79,24 @@ class _Writer:
             "accuracy_level": self.target.accuracy_level,
         }  # fmt: skip
         inputs = [node.inputs[0], *self.stored[key]]
-        product = self._add(node, "MatMulNBits", inputs, "product", node.outputs[0].shape, attributes, MS_DOMAIN)
-        replace(node, self._biased(node, product))
-
-    def _key(self, source: ir.Value, tensor: QTensor) -> tuple[str, bytes]:
-        """The same for nodes whose weights became the same, though each was solved for itself."""
-        shared = source.name in self.shared
-        return source.name or "", hashlib.sha256(np.ascontiguousarray(tensor.data).data).digest() if shared else b""
+        replace(node, self.build.product(node, "MatMulNBits", inputs, attributes))
 
     def _packed(self, name: str, tensor: QTensor) -> ir.Value:
         """MatMulNBits' codes. Those that lie on disk are packed when they are written, and not all at once."""
         if not isinstance(tensor.data, np.memmap):
-            return self._init(name, pack.matmul_codes(tensor))
+            return self.build.init(name, pack.matmul_codes(tensor))
 
         def make() -> ir.TensorProtocol:
             codes = ir.tensor(pack.matmul_codes(tensor))
             let_go(tensor.data)
             return codes
 
-        free, spec = self.names.new(name), tensor.params.spec
+        free, spec = self.build.names.new(name), tensor.params.spec
         n, blocks = pack.matmul_scales(tensor)[0].shape
         shape = ir.Shape([n, blocks, spec.granularity.size * spec.bits // 8])  # type: ignore[union-attr]
         return add_initializer(
             self.model.graph, free, ir.LazyTensor(make, dtype=ir.DataType.UINT8, shape=shape, name=free)
         )
-
-    def _biased(self, node: ir.Node, product: ir.Value) -> ir.Value:
-        """A Gemm's bias added; prepared models have its alpha and beta in weight and bias."""
-        bias = node.inputs[2] if node.op_type == "Gemm" and len(node.inputs) > 2 else None
-        return product if bias is None else self._add(node, "Add", [product, bias], "biased", node.outputs[0].shape)
 
     def _dequantize(self, node: ir.Node, tensor: QTensor) -> None:
         """A weight that DequantizeLinear makes real, laid out as onnxruntime's fusion wants it."""
@@ -131,13 +112,15 @@ class _Writer:
             codes, scale, zero = codes.T, scale.T, zero.T
             attributes["axis"] = 1 - attributes["axis"] % 2
         base = source.name or "weight"
-        inputs: list[ir.Value | None] = [self._codes(f"{base}_q", codes, spec.dtype), self._scale(base, scale)]
+        inputs: list[ir.Value | None] = [
+            self._codes(f"{base}_q", codes, spec.dtype),
+            self.build.reals(f"{base}_scale", scale),
+        ]
         if zero.any():
             inputs.append(self._codes(f"{base}_zero_point", zero.astype(codes.dtype), spec.dtype))
-        real = self._add(node, "DequantizeLinear", inputs, "weight", ir.Shape(codes.shape), attributes)
+        real = self.build.before(node, "DequantizeLinear", inputs, "weight", ir.Shape(codes.shape), attributes)
         if node.op_type == "Gemm":
-            product = self._add(node, "MatMul", [node.inputs[0], real], "product", node.outputs[0].shape)
-            replace(node, self._biased(node, product))
+            replace(node, self.build.product(node, "MatMul", [node.inputs[0], real], {}))
         else:
             node.replace_input_with(1, real)
 
@@ -146,12 +129,12 @@ class _Writer:
         assert source is not None
         assert isinstance(spec.granularity, PerBlock)
         base = source.name or "table"
-        key = self._key(source, tensor)
+        key = self.build.key(source, tensor.data)
         if key not in self.stored:
             codes, zero = tensor.data, tensor.params.zero_point
             found: list[ir.Value | None] = [
                 self._codes(f"{base}_q", codes, spec.dtype),
-                self._scale(base, tensor.params.scale),
+                self.build.reals(f"{base}_scale", tensor.params.scale),
             ]
             if zero.any():
                 found.append(self._codes(f"{base}_zero_point", zero.astype(codes.dtype), spec.dtype))
@@ -159,42 +142,16 @@ class _Writer:
         codes_value, *rest = self.stored[key]
         attributes = {"gather_axis": 0, "quantize_axis": 1, "block_size": spec.granularity.size, "bits": spec.bits}
         inputs = [codes_value, node.inputs[1], *rest]
-        replace(
-            node, self._add(node, "GatherBlockQuantized", inputs, "rows", node.outputs[0].shape, attributes, MS_DOMAIN)
-        )
-
-    def _scale(self, base: str, scale: np.ndarray) -> ir.Value:
-        half = np.abs(scale).min() >= SMALLEST_HALF and np.abs(scale).max() < np.finfo(np.float16).max
-        if not half:
-            return self._init(f"{base}_scale", np.ascontiguousarray(scale))
-        small = self._init(f"{base}_scale_half", np.ascontiguousarray(scale.astype(np.float16)))
-        cast = make_node("Cast", [small], self.names.new(f"{base}_scale"), FLOAT, small.shape, {"to": int(FLOAT)})
-        graph = self.model.graph
-        graph.insert_before(next(iter(graph)), cast)
-        return cast.outputs[0]
+        shape = node.outputs[0].shape
+        replace(node, self.build.before(node, "GatherBlockQuantized", inputs, "rows", shape, attributes, MS_DOMAIN))
 
     def _codes(self, name: str, codes: np.ndarray, dtype: str) -> ir.Value:
         if dtype.endswith("8"):
-            return self._init(name, np.ascontiguousarray(codes))
-        free = self.names.new(name)
+            return self.build.init(name, codes)
+        free = self.build.names.new(name)
         packed = pack.pack(np.ascontiguousarray(codes), int(dtype.lstrip("uint")))
         tensor = ir.PackedTensor(packed, TYPES[dtype], shape=ir.Shape(codes.shape), name=free)
         return add_initializer(self.model.graph, free, tensor)
-
-    def _init(self, name: str, array: np.ndarray) -> ir.Value:
-        return add_initializer(self.model.graph, self.names.new(name), array)
-
-    def _add(
-        self, node: ir.Node, op: str, inputs: list[ir.Value | None], suffix: str, shape: ir.ShapeProtocol | None,
-        attributes: dict[str, Any] | None = None, domain: str = "",
-    ) -> ir.Value:  # fmt: skip
-        if domain:
-            self.model.opset_imports[domain] = 1
-        name = self.names.new(f"{node.outputs[0].name}_{suffix}")
-        new = make_node(op, inputs, name, FLOAT, shape, attributes, domain)
-        assert node.graph is not None
-        node.graph.insert_before(node, new)
-        return new.outputs[0]
 
 
 def in_blocks(tensor: QTensor) -> QTensor:

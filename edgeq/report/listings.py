@@ -25,6 +25,7 @@ def method_rows() -> list[dict[str, Any]]:
     for kind, package, having in (
         ("calibrator", "edgeq.calibrate", "choose"),
         ("weights", "edgeq.weights", "quantize"),
+        ("codes", "edgeq.weights", "encode"),
     ):
         for name in registry.names(package, having):
             module = importlib.import_module(f"{package}.{name}")

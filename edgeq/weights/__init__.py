@@ -1,1 +1,22 @@
-"""Weight algorithms, one a file: `quantize(w, spec, stats) -> QTensor`."""
+"""Weight algorithms, one a file: `quantize(w, spec, stats) -> QTensor`, or `encode(w, spec, stats) -> Coded`.
+
+Those that `encode` also say `BITS`, the sizes of their codes, and `BLOCK`, how many weights share a scale unless the
+recipe says it (0: a channel).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from types import ModuleType
+
+from edgeq.errors import RecipeError
+from edgeq.registry import load, names
+
+
+@cache
+def algorithm(name: str) -> ModuleType:
+    """The module of that name. Raises RecipeError that lists those there are."""
+    valid = sorted([*names(__name__, "quantize"), *names(__name__, "encode")])
+    if name.replace("-", "_") not in valid:
+        raise RecipeError(f"no {name!r} in weights: choose one of {', '.join(valid)}")
+    return load(__name__, name)

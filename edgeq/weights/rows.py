@@ -38,7 +38,7 @@ class Rows:
     def pack(self, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray) -> QTensor:
         """A QTensor of codes (K, N), less their zero point, and of scale and zero point (groups, N)."""
         whole = codes.reshape(scale.shape[0], self.group, -1) + zero[:, None]
-        data = self._layout(whole.reshape(codes.shape)[: self.features])
+        data = self.layout(whole.reshape(codes.shape)[: self.features])
         data = data.astype(affine.storage_dtype(self.spec.dtype))
         shape = affine.params_shape(self.shape, self.spec.granularity)
         if isinstance(self.spec.granularity, PerBlock):
@@ -57,7 +57,7 @@ class Rows:
             found.append(np.array(np.broadcast_to(columns, (groups, n))))
         return found[0], found[1]
 
-    def _layout(self, x: np.ndarray) -> np.ndarray:
+    def layout(self, x: np.ndarray) -> np.ndarray:
         """(K, N) as the weight lies."""
         if self.axis is not None and len(self.shape) == 2:
             return np.ascontiguousarray(x if self.axis == 0 else x.T)
@@ -127,4 +127,4 @@ def corrected(
     if behind is not None:
         lacking += behind.T
     h = hessian(stats, k, k, damping)
-    return found._layout((found.x[:k] + np.linalg.solve(h, lacking / max(stats.count, 1))).astype(np.float32))
+    return found.layout((found.x[:k] + np.linalg.solve(h, lacking / max(stats.count, 1))).astype(np.float32))
