@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
@@ -23,7 +23,6 @@ from edgeq.graph import io
 from edgeq.graph.prepare import plain, prepare
 from edgeq.numerics.affine import dequantize, middle, params_shape, quantize
 from edgeq.observation import Ways, gather
-from edgeq.passes import qdq
 from edgeq.passes.qoperator import to_qdq
 from edgeq.passes.strip_qdq import Encodings, strip_qdq
 from edgeq.passes.tables import store_tables
@@ -56,15 +55,17 @@ def retarget(
     *,
     encodings: str | os.PathLike[str] | None = None,
     calib: Any = None,
+    method: Literal["static", "weight_only"] = "static",
 ) -> Retargeted:
     """Write the model of Q-DQ pairs or of QOperators, or the float one with AIMET's `encodings`, for a target.
 
     Codes of uint8 and int8 are moved into each other exactly. Where a value has no scale that the target can have, it
-    is measured on `calib` (see `edgeq.data.open_data`); without that its nodes stay float. Raises ModelError for a
+    is measured on `calib` (see `edgeq.data.open_data`); without that its nodes stay float. method: weight_only keeps
+    weights of 2, 4 or 8 bits in the blocks that they have, and no scales of activations. Raises ModelError for a
     model without any scales, or with a node that can't be read back, TargetError for a target that takes no ONNX
     files.
     """
-    aim, recipe = targets.load(target), Recipe(target=target)
+    aim, recipe = targets.load(target), Recipe(target=target, method=method)
     if aim.format != "onnx":
         raise TargetError(aim.name, f"its artifacts are .{aim.format} files", "choose one that takes ONNX")
     source = io.load(model)
@@ -78,7 +79,7 @@ def retarget(
     prepared = prepare(source, aim.opset)
     passes.run(prepared, aim.passes_before)
     excluded: dict[str, str] = {}
-    summaries = {} if calib is None else _measured(prepared, aim, recipe, calib)
+    summaries = {} if calib is None or method != "static" else _measured(prepared, aim, recipe, calib)
     while True:
         made = plan(prepared, aim, recipe, excluded)
         groups, measured, missing = _groups(made, said, summaries)
@@ -92,7 +93,9 @@ def retarget(
     weights: dict[tuple[str, int], QTensor] = {}
     for row in made.weights:
         array = constants[row.value].numpy()  # type: ignore[union-attr]
-        params = moved(said.constants[row.value], row.spec, array.shape) if row.value in said.constants else None
+        params = said.constants.get(row.value)
+        if params is not None and method == "static":
+            params = moved(params, row.spec, array.shape)
         tensor = QTensor(quantize(array, params), params) if params is not None else None
         if tensor is None or not np.allclose(dequantize(tensor.data, tensor.params), array, rtol=1e-5, atol=1e-8):
             if row.value in said.constants:
@@ -101,7 +104,7 @@ def retarget(
         weights[row.node, row.index] = tensor
     solution = Solution(groups, weights, bias_tensors(made, constants, groups, weights, {}))
     store_tables(prepared, made, solution)
-    written = qdq.apply(prepared, made, solution, aim)
+    written = load("edgeq.passes", {"static": "qdq"}.get(method, method), "apply").apply(prepared, made, solution, aim)
     passes.run(written, aim.passes_after)
     TopologicalSortPass()(written)
     io.check(written, str(model))
@@ -165,4 +168,5 @@ def moved(params: QParams, spec: QSpec, shape: tuple[int, ...]) -> QParams | Non
     zero = np.broadcast_to(params.zero_point + shift, wanted).astype(np.int32)
     if spec.symmetric and (zero != middle(spec)).any():
         return None
-    return replace(params, scale=np.broadcast_to(params.scale, wanted).astype(np.float32), zero_point=zero, spec=spec)
+    whole = replace(spec, narrow=False)  # other tools use the lowest code, and kernels take it
+    return QParams(np.broadcast_to(params.scale, wanted).astype(np.float32), zero, whole)

@@ -21,6 +21,9 @@ def retarget(
     calib: Annotated[
         str | None, typer.Option(help="Data to measure what has no scale on; else it stays float.")
     ] = None,
+    method: Annotated[
+        str, typer.Option(help="static, or weight_only: weights in the blocks that they have.")
+    ] = "static",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -28,7 +31,7 @@ def retarget(
     from edgeq.report.tables import table
     from edgeq.retarget import retarget as run
 
-    found = run(model, target, output, encodings=encodings, calib=calib)
+    found = run(model, target, output, encodings=encodings, calib=calib, method=method)  # type: ignore[arg-type]
     if as_json:
         print_json({"kept": found.kept, "measured": found.measured, "lost": found.lost, "nodes": found.plan.counts()})
     elif not quiet:

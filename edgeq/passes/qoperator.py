@@ -162,9 +162,13 @@ class _Lifter:
         read = {self.known[value] for value in node.inputs if value in self.known}
         if not read:
             return
+        params = next(iter(read))
+        zero = params[1]
+        if node.op_type == "Cast" and zero is not None and node.attributes.get_int("to", 0) == zero.dtype:
+            node.outputs[0].replace_all_uses_with(node.inputs[0])  # type: ignore[arg-type]
+            return
         if node.op_type not in MOVES or len(read) > 1:
             raise _refusal(node, "it reads codes, and no float operator is known for that")
-        params = read.pop()
         for index, value in enumerate(node.inputs):
             if value is not None and (value in self.known or (value.dtype in CODES and constant(value) is not None)):
                 node.replace_input_with(index, self._real(node, value, params))
