@@ -33,6 +33,7 @@ from edgeq.registry import load
 from edgeq.streams import Stage, Stream
 from edgeq.types import Coded, PerTensor, Progress, QParams, QTensor, Solution, Stats
 from edgeq.weights import algorithm, correction, rows, tiles
+from edgeq.weights.feedback import refine
 
 MANY = 1 << 24
 """Weights of a layer whose codes wait on disk until they are written."""
@@ -254,7 +255,9 @@ def _solved(layer: Layer, work: Path, device: str) -> QTensor | Coded:
     found = algorithm(plan.algorithm)
     if hasattr(found, "encode"):
         encoded: Coded = found.encode(np.asarray(weight), plan.spec, layer.stats)
-        return encoded
+        if layer.stats is None:
+            return encoded
+        return refine(np.asarray(weight), plan.spec, layer.stats, encoded, found.SCALED)
     solve = found.quantize
     if device == "cuda" and plan.algorithm == "gptq" and layer.stats is not None:
         on_gpu = load("edgeq.train", "gptq_cuda", "quantize")

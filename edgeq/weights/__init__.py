@@ -1,7 +1,7 @@
 """Weight algorithms, one a file: `quantize(w, spec, stats) -> QTensor`, or `encode(w, spec, stats) -> Coded`.
 
-Those that `encode` also say `BITS`, the sizes of their codes, and `BLOCK`, how many weights share a scale unless the
-recipe says it (0: a channel).
+Those that `encode` also say `BITS`, the sizes of their codes, `BLOCK`, how many weights share a scale unless the recipe
+says it (0: a channel), and `SCALED`: whether any number may be a scale. With data, `feedback.refine` goes on from it.
 """
 
 from __future__ import annotations

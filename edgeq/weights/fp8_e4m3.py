@@ -8,7 +8,7 @@ from edgeq.numerics.floats import by_code, codes
 from edgeq.types import Coded, QSpec, Stats
 from edgeq.weights.levels import fit
 
-BITS, BLOCK = (8,), 0
+BITS, BLOCK, SCALED = (8,), 0, True
 TYPE = "float8e4m3fn"
 
 

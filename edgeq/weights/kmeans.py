@@ -17,7 +17,7 @@ from edgeq.numerics import codebook
 from edgeq.types import Coded, PerTensor, QSpec, Stats
 from edgeq.weights import levels
 
-BITS, BLOCK = (2, 3, 4, 5, 6, 7, 8), 0
+BITS, BLOCK, SCALED = (2, 3, 4, 5, 6, 7, 8), 0, False
 
 
 def encode(w: np.ndarray, spec: QSpec, stats: Stats | None = None) -> Coded:

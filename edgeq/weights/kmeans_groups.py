@@ -14,7 +14,7 @@ from edgeq.numerics import codebook
 from edgeq.types import Coded, QSpec, Stats
 from edgeq.weights import levels
 
-BITS, BLOCK = (2, 3, 4, 5, 6, 7, 8), 0
+BITS, BLOCK, SCALED = (2, 3, 4, 5, 6, 7, 8), 0, False
 _CHUNK = 1 << 22  # comparisons of weights and levels at once
 
 

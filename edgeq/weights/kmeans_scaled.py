@@ -16,7 +16,7 @@ from edgeq.numerics import codebook
 from edgeq.types import Coded, QSpec, Stats
 from edgeq.weights import levels
 
-BITS, BLOCK = (2, 3, 4, 5, 6, 7, 8), 32
+BITS, BLOCK, SCALED = (2, 3, 4, 5, 6, 7, 8), 32, True
 
 
 def encode(w: np.ndarray, spec: QSpec, stats: Stats | None = None, rounds: int = 3) -> Coded:

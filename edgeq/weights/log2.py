@@ -16,7 +16,7 @@ from edgeq.numerics.codebook import nearest, powers_of_two
 from edgeq.types import Coded, QSpec, Stats
 from edgeq.weights.levels import fit
 
-BITS, BLOCK = (2, 3, 4, 5), 0
+BITS, BLOCK, SCALED = (2, 3, 4, 5), 0, False
 
 
 def encode(w: np.ndarray, spec: QSpec, stats: Stats | None = None, candidates: int = 8) -> Coded:

@@ -10,7 +10,7 @@ from edgeq.numerics.codebook import NF4, nearest
 from edgeq.types import Coded, QSpec, Stats
 from edgeq.weights.levels import fit
 
-BITS, BLOCK = (4,), 64
+BITS, BLOCK, SCALED = (4,), 64, True
 
 
 def encode(w: np.ndarray, spec: QSpec, stats: Stats | None = None, candidates: int = 16) -> Coded:
