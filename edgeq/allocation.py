@@ -24,7 +24,7 @@ from edgeq.errors import CalibrationError, RecipeError
 from edgeq.graph import io
 from edgeq.layerwise import stages, walk_layers
 from edgeq.numerics import affine
-from edgeq.plan import Plan, WeightPlan
+from edgeq.plan import Plan
 from edgeq.planner import plan
 from edgeq.recipe import Override, Recipe
 from edgeq.registry import load
@@ -35,8 +35,9 @@ from edgeq.target import Target
 from edgeq.types import PerBlock, Progress, QSpec
 from edgeq.weights import gptq, rows
 
-FORMATS: tuple[tuple[Literal[2, 4, 8], int], ...] = (
-    (2, 128), (2, 64), (2, 32), (2, 16), (4, 128), (4, 64), (4, 32), (4, 16), (8, 128),
+FORMATS: tuple[tuple[Literal[2, 3, 4, 8], int], ...] = (
+    (2, 128), (2, 64), (2, 32), (3, 256), (3, 128), (3, 64), (3, 32), (4, 256), (4, 128), (4, 64), (4, 32), (4, 16),
+    (8, 128),
 )  # fmt: skip
 """(bits, block) from the coarsest to the finest."""
 SCALE_BITS = 16
@@ -44,27 +45,27 @@ ERROR_SAMPLES, SENSITIVITY_SAMPLES = 32, 4
 """Samples that errors and sensitivities are measured on; only their order matters here."""
 
 
-NODE_BYTES = 384
-"""About what a node takes in a file, names included."""
+NODE_BYTES, FUNCTION_BYTES = 384, 1000
+"""About what a node takes in a file, names included, and the function that widens 3 bits."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A layer, its weights' number, and for each of FORMATS the error that the model's outputs would get."""
+    """A layer, its features and channels, and for each of FORMATS the error that the model's outputs would get."""
 
     node: str
-    size: int
+    features: int
+    channels: int
     errors: tuple[float, ...]
 
-
-def bits_per_weight(bits: int, block: int) -> float:
-    """Scales included."""
-    return bits + SCALE_BITS / block
+    def size(self, bits: int, block: int) -> int:
+        """Of the weight, in bits: whole blocks of codes, and their scales."""
+        return self.channels * -(-self.features // block) * (block * bits + SCALE_BITS)
 
 
 def measure(made: Plan, model: ir.Model, data: Dataset, work: Path, progress: Progress) -> list[Measured]:
     """Every layer that statistics reach, in every format."""
-    inner: list[tuple[WeightPlan, list[float], np.ndarray]] = []
+    inner: list[tuple[Measured, str, np.ndarray]] = []
     total = sum(len(stage.layers) for stage in stages(model, made)[0])
     for layer in walk_layers(made, model, data, work, sequential=False):
         if layer.stats is None:
@@ -77,19 +78,21 @@ def measure(made: Plan, model: ir.Model, data: Dataset, work: Path, progress: Pr
             errors.append(rows.output_error(layer.weight, real, spec, layer.stats))
             coarsest = real if coarsest is None else coarsest
         assert coarsest is not None
-        inner.append((layer.plan, errors, coarsest))
+        features = len(layer.stats.gram)
+        found = Measured(layer.plan.node, features, coarsest.size // features, tuple(errors))
+        inner.append((found, layer.plan.value, coarsest))
         progress("measure", len(inner), total)
-    ends = _end_errors(model, {p.value: w for p, _, w in inner}, data, work)
+    ends = _end_errors(model, {value: weight for _, value, weight in inner}, data, work)
     return [
-        Measured(p.node, w.size, tuple(e * ends[p.value] / max(errors[0], 1e-30) for e in errors))
-        for p, errors, w in inner
+        replace(m, errors=tuple(e * ends[value] / max(m.errors[0], 1e-30) for e in m.errors)) for m, value, _ in inner
     ]
 
 
 def allocate(measured: Sequence[Measured], bits: float) -> tuple[Override, ...]:
     """A rule a layer, of `bits` a weight on average at most. Raises RecipeError when that is too few."""
-    sizes = [[round(m.size * bits_per_weight(*f)) for f in FORMATS] for m in measured]
-    chosen = knapsack.choose(sizes, [m.errors for m in measured], int(bits * sum(m.size for m in measured)))
+    sizes = [[m.size(*f) for f in FORMATS] for m in measured]
+    budget = int(bits * sum(m.features * m.channels for m in measured))
+    chosen = knapsack.choose(sizes, [m.errors for m in measured], budget)
     return tuple(
         Override(nodes=(m.node,), bits=FORMATS[f][0], block=FORMATS[f][1])
         for m, f in zip(measured, chosen, strict=True)
@@ -117,10 +120,10 @@ def allocated(
     made = plan(model, target, recipe)
     measured = measure(made, model, chosen(data, recipe).take(ERROR_SAMPLES), work, progress)
     if max_bytes is not None:
-        weights = sum(m.size for m in measured)
+        weights = sum(m.features * m.channels for m in measured)
         tables = [w.value for w in made.weights if w.index == 0]
         small = sum(_bytes(model, name) * 23 // 32 for name in set(tables))  # in 8 bits and a scale for every 32
-        rest = io.weight_bytes(model) - 4 * weights - small + NODE_BYTES * len(made.nodes)
+        rest = io.weight_bytes(model) - 4 * weights - small + NODE_BYTES * len(made.nodes) + FUNCTION_BYTES
         bits = 8 * (max_bytes - rest) / weights
     assert bits is not None
     return msgspec.structs.replace(recipe, rule=(*recipe.rule, *allocate(measured, bits)))
@@ -134,7 +137,8 @@ def _bytes(model: ir.Model, name: str) -> int:
 def _spec(spec: QSpec, bits: int, block: int) -> QSpec:
     granularity = spec.granularity
     axis = granularity.axis if isinstance(granularity, PerBlock) else 1 - getattr(granularity, "axis", 1)
-    return replace(spec, dtype=f"{'int' if spec.signed else 'uint'}{bits}", granularity=PerBlock(axis, block))
+    dtype = f"{'int' if spec.signed else 'uint'}{4 if bits == 3 else bits}"
+    return replace(spec, dtype=dtype, granularity=PerBlock(axis, block), reduce_range=bits == 3)
 
 
 def _end_errors(model: ir.Model, changed: dict[str, np.ndarray], data: Dataset, work: Path) -> dict[str, float]:

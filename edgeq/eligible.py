@@ -69,8 +69,8 @@ class Context:
         if encoder is not None:
             row = coded_row(row, encoder, self.recipe, bits, block if rule.role == "packed" else 0, node)
         elif rule.role == "packed":
-            if bits not in (None, 2, 4, 8):
-                raise RecipeError(f"{name} has integers of 2, 4 or 8 bits, not {bits}: or choose --weight kmeans")
+            if bits not in (None, 2, 3, 4, 8):
+                raise RecipeError(f"{name} has integers of 2, 3, 4 or 8 bits, not {bits}: or choose --weight kmeans")
             row = row.packed(bits, block)
         matrix = rule.role == "packed" and node.op_type != "Gather" and rank(node.inputs[1]) == 2
         extra = (
@@ -110,7 +110,7 @@ def coded_row(
     if bits not in encoder.BITS:
         raise RecipeError(f"{name} has codes of {', '.join(map(str, encoder.BITS))} bits, not {bits}")
     packed = row.packed(bits, encoder.BLOCK if block is None else block)
-    return msgspec.structs.replace(packed, dtype=f"uint{bits}", symmetric=False, narrow=False)
+    return msgspec.structs.replace(packed, dtype=f"uint{bits}", symmetric=False, narrow=False, reduce_range=False)
 
 
 def attribute_of(node: ir.Node, name: str) -> object:

@@ -35,7 +35,7 @@ def quantize(
     method: Annotated[str | None, typer.Option(help="static, dynamic, weight_only or float16.")] = None,
     calibrator: Annotated[str | None, typer.Option(help="A calibrator of `edgeq methods`.")] = None,
     weight: Annotated[str | None, typer.Option(help="A weight algorithm of `edgeq methods`.")] = None,
-    bits: Annotated[int | None, typer.Option(help="Of packed weights: 2, 4 or 8; codebooks 2 to 8.")] = None,
+    bits: Annotated[int | None, typer.Option(help="Of packed weights: 2, 3, 4 or 8; codebooks 2 to 8.")] = None,
     block: Annotated[int | None, typer.Option(help="Weights that share a scale; 0: one a channel.")] = None,
     outliers: Annotated[float | None, typer.Option(help="Share of a packed layer's features kept real: 0.01.")] = None,
     low_rank: Annotated[int | None, typer.Option(help="Rank of what makes up for a packed layer's rounding.")] = None,

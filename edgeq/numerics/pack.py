@@ -1,4 +1,4 @@
-"""Codes of 2, 4 and 8 bits in bytes, as ONNX tensors and onnxruntime's MatMulNBits store them.
+"""Codes of 2, 3, 4 and 8 bits in bytes, as ONNX tensors and onnxruntime's MatMulNBits store them.
 
 ONNX packs the flattened tensor, the first element in the lowest bits of a byte; a last partial byte is padded with
 zeros (onnx.proto, TensorProto.DataType INT4 and INT2). MatMulNBits takes a weight (K, N) as unsigned codes (N, K) in
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeq.errors import RecipeError
-from edgeq.numerics.affine import params_shape, storage_dtype
+from edgeq.numerics.affine import middle, params_shape, storage_dtype
 from edgeq.types import PerBlock, QParams, QSpec, QTensor
 
 MATMUL_BITS = (2, 4, 8)
@@ -91,7 +91,8 @@ class MatMulNBits:
 def to_matmul_nbits(q: QTensor) -> MatMulNBits:
     """The layout of MatMulNBits of a rank-2 weight, quantized per block; the blocked axis is K, the other N.
 
-    Signed codes are shifted by 2**(bits - 1). Raises RecipeError for what the kernel has no form for.
+    Codes are shifted so that a symmetric spec's zero point is 2**(bits - 1). Raises RecipeError for what the kernel has
+    no form for.
     """
     axis, size = _block_of(q.params.spec)
     scales, zeros = matmul_scales(q)
@@ -101,12 +102,12 @@ def to_matmul_nbits(q: QTensor) -> MatMulNBits:
 def matmul_scales(q: QTensor) -> tuple[np.ndarray, np.ndarray | None]:
     """Scales and zero points of `to_matmul_nbits` alone. Raises what it does."""
     spec, axis, size = q.params.spec, *_block_of(q.params.spec)
+    shift = _shift(spec)
     if q.data.ndim != 2 or spec.bits not in MATMUL_BITS or size < 16 or size & (size - 1):
         raise RecipeError(
             f"MatMulNBits takes rank 2, {MATMUL_BITS} bits and a block of a power of two from 16 on, "
             f"not {q.data.shape} of {spec.dtype} in blocks of {size}"
         )
-    shift = 2 ** (spec.bits - 1) if spec.signed else 0
     scales, zeros = (p if axis % 2 else p.T for p in (q.params.scale, q.params.zero_point + shift))
     packed = None if (zeros == 2 ** (spec.bits - 1)).all() else _pack_rows(zeros, spec.bits)
     return np.ascontiguousarray(scales), packed
@@ -115,7 +116,7 @@ def matmul_scales(q: QTensor) -> tuple[np.ndarray, np.ndarray | None]:
 def matmul_codes(q: QTensor) -> np.ndarray:
     """The codes of `to_matmul_nbits` alone."""
     spec, axis, size = q.params.spec, *_block_of(q.params.spec)
-    shift = np.uint8(2 ** (spec.bits - 1) if spec.signed else 0)
+    shift = np.uint8(_shift(spec))
     columns = q.data.T if axis % 2 else q.data  # (K, N)
     k, n = columns.shape
     b = np.empty((n, -(-k // size), size * spec.bits // 8), np.uint8)
@@ -124,6 +125,25 @@ def matmul_codes(q: QTensor) -> np.ndarray:
         packed = _pack_columns(columns[:, start : start + step].view(np.uint8) + shift, size, spec.bits)
         b[start : start + step] = packed.T.reshape(-1, *b.shape[1:])
     return b
+
+
+def holds_three_bits(spec: QSpec) -> bool:
+    """Are its codes eight of the sixteen that 4 bits have?"""
+    return spec.bits == 4 and spec.reduce_range
+
+
+def three_bits(b: np.ndarray) -> np.ndarray:
+    """MatMulNBits' codes of such a spec, uint8 (..., 4 q), in 3 bits each: uint8 (..., 3 q).
+
+    They are 4 to 11: the second bit of each is the opposite of its first, and tells nothing. In the first three
+    quarters of the bytes it gives way to the first, third and fourth bit of the last quarter.
+    """
+    q = b.shape[-1] // 4
+    out, last = b[..., : 3 * q] & np.uint8(0xBB), b[..., 3 * q :]
+    out[..., :q] |= (last & np.uint8(0x88)) >> np.uint8(1)
+    out[..., q : 2 * q] |= (last & np.uint8(0x22)) << np.uint8(1)
+    out[..., 2 * q :] |= (last & np.uint8(0x11)) << np.uint8(2)
+    return out
 
 
 def from_matmul_nbits(m: MatMulNBits) -> QTensor:
@@ -136,6 +156,11 @@ def from_matmul_nbits(m: MatMulNBits) -> QTensor:
     else:
         zeros = _unpack_rows(m.zero_points.reshape(m.n, -1), m.bits, blocks).astype(np.int32)
     return QTensor(np.ascontiguousarray(codes), QParams(m.scales.reshape(m.n, blocks), zeros, spec))
+
+
+def _shift(spec: QSpec) -> int:
+    """What makes codes unsigned, with those of a symmetric spec around the middle of the type."""
+    return 2 ** (spec.bits - 1) - middle(spec)
 
 
 def _block_of(spec: QSpec) -> tuple[int, int]:

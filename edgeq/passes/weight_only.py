@@ -1,6 +1,6 @@
 """Weight-only quantization: codes of 2 to 8 bits in the file, real numbers in and out of every node.
 
-    MatMul, Gemm     com.microsoft MatMulNBits: 2, 4 or 8 bits, multiplied without unpacking the weight
+    MatMul, Gemm     com.microsoft MatMulNBits: 2, 3 (`graph/three_bits.py`), 4 or 8 bits, multiplied as packed
     Gather           com.microsoft GatherBlockQuantized: only the rows looked up are ever real numbers
     other layouts    DequantizeLinear → MatMul, which onnxruntime makes real in each run
 
@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeq.files import let_go
+from edgeq.graph import three_bits
 from edgeq.graph.edit import MS_DOMAIN, add_initializer, drop_unused_initializers, nodes_named, replace
 from edgeq.numerics import pack
 from edgeq.passes import coded, corrected
@@ -42,6 +43,8 @@ def apply(model: ir.Model, plan: Plan, solution: Solution, target: Target) -> ir
     packed = plan.decided(PACKED)
     for node in nodes_named(model, {name for name, _ in solution.weights if name in packed}):
         writer.rewrite(node)
+    for function in model.functions.values():
+        function.opset_imports[""] = model.opset_imports[""]
     drop_unused_initializers(model)
     return model
 
@@ -83,20 +86,28 @@ class _Writer:
 
     def _packed(self, name: str, tensor: QTensor) -> ir.Value:
         """MatMulNBits' codes. Those that lie on disk are packed when they are written, and not all at once."""
-        if not isinstance(tensor.data, np.memmap):
-            return self.build.init(name, pack.matmul_codes(tensor))
+        spec = tensor.params.spec
+        three = pack.holds_three_bits(spec)
+
+        def codes() -> np.ndarray:
+            whole = pack.matmul_codes(tensor)
+            return pack.three_bits(whole) if three else whole
 
         def make() -> ir.TensorProtocol:
-            codes = ir.tensor(pack.matmul_codes(tensor))
+            made = ir.tensor(codes())
             let_go(tensor.data)
-            return codes
+            return made
 
-        free, spec = self.build.names.new(name), tensor.params.spec
-        n, blocks = pack.matmul_scales(tensor)[0].shape
-        shape = ir.Shape([n, blocks, spec.granularity.size * spec.bits // 8])  # type: ignore[union-attr]
-        return add_initializer(
-            self.model.graph, free, ir.LazyTensor(make, dtype=ir.DataType.UINT8, shape=shape, name=free)
-        )
+        if isinstance(tensor.data, np.memmap):
+            free = self.build.names.new(name)
+            n, blocks = pack.matmul_scales(tensor)[0].shape
+            bits = 3 if three else spec.bits
+            shape = ir.Shape([n, blocks, spec.granularity.size * bits // 8])  # type: ignore[union-attr]
+            lazy = ir.LazyTensor(make, dtype=ir.DataType.UINT8, shape=shape, name=free)
+            value = add_initializer(self.model.graph, free, lazy)
+        else:
+            value = self.build.init(name, codes())
+        return three_bits.widened(self.model, value, self.build.names) if three else value
 
     def _dequantize(self, node: ir.Node, tensor: QTensor) -> None:
         """A weight that DequantizeLinear makes real, laid out as onnxruntime's fusion wants it."""

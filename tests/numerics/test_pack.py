@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from edgeq.errors import RecipeError
+from edgeq.graph import three_bits
 from edgeq.numerics import affine, pack
 from edgeq.types import PerBlock, PerTensor, QParams, QSpec, QTensor
 
@@ -105,3 +107,17 @@ def test_forms_without_a_kernel_are_refused():
         params = affine.qparams(*affine.weight_ranges(np.ones((4, 32)), spec.granularity), spec)
         with pytest.raises(RecipeError, match="MatMulNBits"):
             pack.to_matmul_nbits(QTensor(np.zeros((4, 32), np.int16), params))
+
+
+@pytest.mark.parametrize("dtype", ["int4", "uint4"])
+def test_three_bits_come_back_by_the_function_of_the_file(dtype):
+    """ONNX's reference evaluator, on the function that files carry, undoes the packing of every code in every place."""
+    spec = QSpec(dtype, granularity=PerBlock(0, 16), reduce_range=True)
+    codes = np.random.default_rng(3).integers(spec.qmin, spec.qmax + 1, (64, 9)).astype(affine.storage_dtype(dtype))
+    whole = pack.matmul_codes(QTensor(codes, QParams(np.ones((4, 9), "f"), np.zeros((4, 9), "i"), spec)))
+    packed = pack.three_bits(whole)
+    assert packed.shape == (9, 4, 6)
+    assert len(np.unique(codes)) == 8
+    (back,) = ReferenceEvaluator(onnx.parser.parse_function(three_bits.TEXT)).run(None, {"packed": packed}, {})
+    half = np.stack([back & 15, back >> 4], -1).reshape(9, 64).T.astype(int)
+    np.testing.assert_array_equal(half - 8, codes.astype(int) - (0 if spec.signed else 4))

@@ -63,7 +63,7 @@ def run(made, folder, **feeds):
 
 
 @pytest.mark.parametrize("block", [0, 16, 32, 128])
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_matmul_is_one_packed_kernel(tmp_path, bits, block):
     w, x = draw(256, 24), draw(5, 256)
     _, made, weights, decisions = made_of("y = MatMul (x, w)", {"w": w}, "float[N,256] x", bits=bits, block=block)
@@ -72,15 +72,16 @@ def test_matmul_is_one_packed_kernel(tmp_path, bits, block):
     assert ran == ["MatMulNBits"]
     np.testing.assert_allclose(y, x @ stored(weights["y_node", 1]), atol=1e-4)
     overhead = 16 / (block or 256)
-    assert len(made.SerializeToString()) < 256 * 24 * (bits + overhead) / 8 + 1500
+    assert len(made.SerializeToString()) < 256 * 24 * (bits + overhead) / 8 + 1500 + 900 * len(made.functions)
 
 
-def test_odd_sizes_and_zero_points(tmp_path):
+@pytest.mark.parametrize("bits", [3, 4])
+def test_odd_sizes_and_zero_points(tmp_path, bits):
     """K is no multiple of the block; codes with zero points, unequal in each block."""
     w, x = draw(90, 20) + 0.5, draw(3, 90)
     for block in (0, 32):
         _, made, weights, _ = made_of(
-            "y = MatMul (x, w)", {"w": w}, "float[N,90] x", block=block, rule=(Override(weight_type="u8"),), bits=4
+            "y = MatMul (x, w)", {"w": w}, "float[N,90] x", block=block, rule=(Override(weight_type="u8"),), bits=bits
         )
         (y,), ran = run(made, tmp_path, x=x)
         tensor = weights["y_node", 1]
@@ -131,6 +132,16 @@ def test_convolutions_shrink_in_the_file_alone(tmp_path):
     assert len(made.SerializeToString()) < len(proto.SerializeToString()) / 3
     wanted = ort.InferenceSession(proto.SerializeToString()).run(None, {"x": x})[0]
     assert sqnr_db(wanted, y) > 38
+
+
+def test_three_bits_where_others_need_another_opset(tmp_path):
+    """A function of the file imports the opset that the file does."""
+    body, rule = "h = MatMul (x, w)  y = MatMul (h, v)", (Override(nodes=("y_node",), bits=2, block=20),)
+    _, made, _, _ = made_of(body, {"w": draw(60, 60), "v": draw(60, 60)}, "float[N,60] x", rule=rule, bits=3)
+    onnx.checker.check_model(made)
+    (opset,) = [o.version for o in made.opset_import if not o.domain]
+    assert opset == made.functions[0].opset_import[0].version == 25
+    assert sorted(run(made, tmp_path, x=draw(2, 60))[1]) == ["DequantizeLinear", "MatMul", "MatMulNBits"]
 
 
 def test_rules_of_the_recipe_reach_single_nodes(tmp_path):
