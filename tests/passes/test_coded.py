@@ -289,7 +289,7 @@ def test_what_codes_can_not_be(tmp_path):
         edgeq.quantize(path, "generic", samples(4, 64), tmp_path / "out", weight="nf4")
     for settings, match in (
         ({"weight": "nf4", "bits": 2}, "nf4 has codes of 4 bits, not 2"),
-        ({"weight": "rtn", "bits": 3}, "integers of 2, 4 or 8 bits, not 3"),
+        ({"weight": "rtn", "bits": 5}, "integers of 2, 3, 4 or 8 bits, not 5"),
     ):
         with pytest.raises(RecipeError, match=match):
             plan_file(path, "generic", Recipe(method="weight_only", **settings))
