@@ -4,7 +4,7 @@ tinypy is quantized by every method in several formats, edgeq's beside onnxrunti
 and measured in onnxruntime: bits per byte over the first windows of held-out text (lower is better; float 1.1986), the
 file's bytes, the seconds and peak memory of quantizing. Data is text that the model was trained on; what edgeq's
 methods do by default was chosen on other windows than those reported. `±` is the standard error, over the windows, of
-the difference to float.
+the difference to float. Of mixed formats (`bpw`) it is said whether some uniform format is as small and no worse.
 """
 
 from __future__ import annotations
@@ -31,18 +31,17 @@ from sample_models import tinypy
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADINGS = ("format", "method", "bits/byte", "±", "loss", "bytes", "seconds", "peak MB")
-INT4, CHANNEL, INT2 = "int4 block 32", "int4 per channel", "int2 block 32"
-OURS = {
-    INT4: ("--bits", "4", "--block", "32"),
-    CHANNEL: ("--bits", "4", "--block", "0"),
-    INT2: ("--bits", "2", "--block", "32"),
-    "int2 block 16 (3.0 bpw)": ("--bits", "2", "--block", "16"),
-    "int4 block 128": ("--bits", "4", "--block", "128"),
-    "3.0 bpw": ("--bpw", "3.0"),
-    "3.5 bpw": ("--bpw", "3.5"),
-    "4.0 bpw": ("--bpw", "4.0"),
-}
-EVERY = (INT4, CHANNEL, INT2)
+INT4, CHANNEL, INT3, INT3_CHANNEL, INT2 = EVERY = (
+    "int4 block 32", "int4 per channel", "int3 block 32", "int3 per channel", "int2 block 32",
+)  # fmt: skip
+UNIFORM = {  # (bits, block); a block of 0: a scale a channel
+    INT4: (4, 32), "int4 block 64": (4, 64), "int4 block 128": (4, 128), CHANNEL: (4, 0),
+    INT3: (3, 32), "int3 block 64": (3, 64), "int3 block 128": (3, 128), INT3_CHANNEL: (3, 0),
+    "int2 block 16": (2, 16), INT2: (2, 32),
+}  # fmt: skip
+MIXED = {f"{bpw} bpw": ("--bpw", bpw) for bpw in ("4.0", "3.5", "3.0")}
+OURS = {name: ("--bits", str(bits), "--block", str(block)) for name, (bits, block) in UNIFORM.items()} | MIXED
+WITHOUT_DATA = ("rtn", "hqq")
 METHODS = {
     "rtn": EVERY,
     "mse": EVERY,
@@ -53,18 +52,13 @@ METHODS = {
     "gptq": tuple(OURS),
 }
 PEERS = {
-    "default": {
-        INT4: (4, 32),
-        CHANNEL: (4, 0),
-        INT2: (2, 32),
-        "int2 block 16 (3.0 bpw)": (2, 16),
-        "int4 block 128": (4, 128),
-    },
-    "rtn": {INT4: (4, 32)},
-    "hqq": {INT4: (4, 32), INT2: (2, 32)},
-    "k_quant": {INT4: (4, 32)},
-    "gptq": {INT4: (4, 32)},
+    "default": tuple(name for name, (bits, _) in UNIFORM.items() if bits != 3),
+    "rtn": (INT4,),
+    "hqq": (INT4, INT2),
+    "k_quant": (INT4,),
+    "gptq": (INT4,),
 }
+"""onnxruntime has no quantizer to 3 bits."""
 
 
 @dataclass
@@ -108,7 +102,7 @@ def command(row: Row, model: Path, calib: Path, folder: Path) -> tuple[list[str]
     """What quantizes, and where the artifact will lie."""
     if row.method.startswith("ort "):
         name = row.method.removeprefix("ort ")
-        bits, block = PEERS[name][row.format]
+        bits, block = UNIFORM[row.format]
         out = folder / "peer.onnx"
         return [
             sys.executable,
@@ -130,7 +124,8 @@ def command(row: Row, model: Path, calib: Path, folder: Path) -> tuple[list[str]
         "--quiet",
     ]
     ours += ["--method", "weight_only", "--weight", weight, *options, *OURS[row.format], "--no-verify"]
-    return [*ours, "--calib", str(calib)], folder / "out" / "model.onnx"
+    data = [] if weight in WITHOUT_DATA else ["--calib", str(calib)]
+    return [*ours, *data], folder / "out" / "model.onnx"
 
 
 def measure(row: Row, model: Path, calib: Path, indices: range, reference: np.ndarray, threads: int) -> Row:
@@ -156,6 +151,15 @@ def wanted(pattern: str) -> Iterator[Row]:
         methods = [m for m, formats in METHODS.items() if name in formats]
         methods += [f"ort {m}" for m, formats in PEERS.items() if name in formats]
         yield from (Row(name, m) for m in methods if fnmatch.fnmatch(f"{name} / {m}", pattern))
+
+
+def beaten(row: Row, found: Sequence[Row]) -> list[str]:
+    """The uniform formats that are as small as a mixed one's file, and no worse."""
+    return [
+        f"{r.format} / {r.method}"
+        for r in found
+        if r.format in UNIFORM and r.bits and row.bits and r.bits <= row.bits and (r.size or 0) <= (row.size or 0)
+    ]
 
 
 def cells(row: Row) -> list[str]:
@@ -204,6 +208,9 @@ def main(argv: list[str] | None = None) -> int:
             if args.json:
                 args.json.write_text(json.dumps([asdict(r) for r in found], indent=1) + "\n")
     Console(width=130).print(table(found))
+    for row in found:
+        if row.format in MIXED and not row.failed:
+            print(f"{row.format}: as small and no worse: {', '.join(beaten(row, found)) or 'no uniform format'}")
     return int(any(row.failed and not row.method.startswith("ort") for row in found))
 
 

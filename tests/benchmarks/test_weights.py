@@ -25,7 +25,14 @@ def test_rows_and_commands(tmp_path):
         line, artifact = weights.command(row, tmp_path / "m", tmp_path / "c", tmp_path)
         assert artifact.is_relative_to(tmp_path)
         assert all(isinstance(word, str) for word in line)
-    assert [r.format for r in weights.wanted("3.? bpw / gptq")] == ["3.0 bpw", "3.5 bpw"]
+    assert [r.format for r in weights.wanted("3.? bpw / gptq")] == ["3.5 bpw", "3.0 bpw"]
+
+
+def test_what_is_as_small_as_a_mix_and_no_worse():
+    rows = [weights.Row("int3 block 32", "a", 1.3, size=9), weights.Row("int4 block 32", "b", 1.2, size=20)]
+    assert weights.beaten(weights.Row("3.0 bpw", "gptq", 1.29, size=10), rows) == []
+    assert weights.beaten(weights.Row("3.0 bpw", "gptq", 1.3, size=10), rows) == ["int3 block 32 / a"]
+    assert weights.beaten(weights.Row("3.0 bpw", "gptq", 1.2, size=20), rows) == ["int4 block 32 / b"]
 
 
 def test_cells_of_any_row():
