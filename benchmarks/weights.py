@@ -63,7 +63,7 @@ PEERS = {
 
 @dataclass
 class Row:
-    """bits: per byte, mean of the windows. error: of the difference to float. seconds: of CPU. failed: why there is no value."""
+    """bits: per byte, mean of the windows. error: of the difference to float. seconds: of CPU. failed: why not."""
 
     format: str
     method: str
