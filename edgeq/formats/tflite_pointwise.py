@@ -125,8 +125,10 @@ def binary(scribe: Scribe, node: ir.Node, values: Sequence[ir.Value | None] | No
     for i, other in enumerate(operands[1:], 2):
         shape = np.broadcast_shapes(result.tensor.shape, other.tensor.shape)
         out = scribe.tensor(str(value.name), shape, operands[0].tensor.dtype, like)
-        last = {"fusedActivationFunction": fused} if code in FUSING and i == len(operands) else {}
-        result = Held(scribe.emit(code, [result.tensor, other.tensor], out, **last), perm)
+        options: dict[str, Any] = {"fusedActivationFunction": fused} if code in FUSING and i == len(operands) else {}
+        if code in ("ADD", "SUB") and out.dtype == "int16":
+            options["potScaleInt16"] = False  # where scales happen to be powers of two there is other arithmetic
+        result = Held(scribe.emit(code, [result.tensor, other.tensor], out, **options), perm)
     scribe.held[value] = result
 
 
@@ -221,11 +223,22 @@ def reciprocal(scribe: Scribe, node: ir.Node) -> None:
     scribe.held[value] = replace(x, tensor=scribe.emit("DIV", [one, x.tensor], _new(scribe, value, x)))
 
 
+def where(scribe: Scribe, node: ir.Node) -> None:
+    """Where, in float, with the operands as the model has them."""
+    condition, *sides = (scribe.get(v) for v in node.inputs)
+    value = node.outputs[0]
+    operands = [scribe.relayout(h, tuple(range(len(h.perm)))) for h in (condition, *map(scribe.real, sides))]
+    out = scribe.tensor(str(value.name), scribe.shape(value), operands[1].tensor.dtype)
+    scribe.emit("SELECT_V2", [h.tensor for h in operands], out)
+    scribe.held[value] = Held(out, tuple(range(len(out.shape))))
+
+
 OPS: dict[str, Callable[[Scribe, ir.Node], None]] = {
     **dict.fromkeys(UNARY, unary),
     **dict.fromkeys(FIXED, fixed_output),
     **dict.fromkeys(BINARY, partial(binary)),
     "Pow": power,
+    "Where": where,
     "Clip": clip,
     "Softmax": softmax,
     "HardSigmoid": hard_sigmoid,

@@ -1,8 +1,9 @@
 """ADD, SUB, MUL, MAXIMUM and MINIMUM of two quantized arrays, with NumPy's broadcasting.
 
-ADD and SUB bring both operands to the scale 2 * max(s1, s2) after a left shift of 20 bits, add, and requantize:
+ADD and SUB bring both operands to the scale 2 * max(s1, s2) after a left shift of n = 20 bits (15 of int16), add, and
+requantize:
 
-    y = requantize(requantize((x1 - z1) << 20, s1 / 2m) ± requantize((x2 - z2) << 20, s2 / 2m), 2m / (2**20 s_y))
+    y = requantize(requantize((x1 - z1) << n, s1 / 2m) ± requantize((x2 - z2) << n, s2 / 2m), 2m / (2**n s_y))
 
 with m = max(s1, s2). MUL requantizes the product by s1 * s2 / s_y, computed in float32 as TFLite does.
 """
@@ -17,7 +18,7 @@ from edgeq.errors import ModelError
 from edgeq.intops.quant import Activation, Quant, activation_range
 from edgeq.numerics.fixedpoint import Rounding, multiplier, multiply, requantize
 
-LEFT_SHIFT = 20
+LEFT_SHIFT, LEFT_SHIFT_16 = 20, 15
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,10 @@ class BinaryParams:
 
 
 def add(x: np.ndarray, y: np.ndarray, params: BinaryParams) -> np.ndarray:
-    """ADD of int8 or uint8 arrays. Raises ModelError where the output scale is below 2**-19 of the larger input's."""
+    """ADD of int8, uint8 or int16 arrays.
+
+    Raises ModelError where the output scale is below 2**-19 (2**-14 of int16) of the larger input's.
+    """
     return _sum(x, y, params, 1)
 
 
@@ -40,18 +44,19 @@ def sub(x: np.ndarray, y: np.ndarray, params: BinaryParams) -> np.ndarray:
 
 
 def _sum(x: np.ndarray, y: np.ndarray, params: BinaryParams, sign: int) -> np.ndarray:
+    left = LEFT_SHIFT_16 if params.out.dtype == "int16" else LEFT_SHIFT
     twice = 2.0 * max(params.x.scale, params.y.scale)
-    outer = twice / (params.out.scale * 2.0**LEFT_SHIFT)
+    outer = twice / (params.out.scale * 2.0**left)
     if outer >= 1.0:
         raise ModelError(
             f"ADD or SUB to scale {params.out.scale:g} from {twice / 2:g}: the output scale must be above "
-            f"2**-{LEFT_SHIFT - 1} of the larger input scale"
+            f"2**-{left - 1} of the larger input scale"
         )
     sides = []
     for array, quant in ((x, params.x), (y, params.y)):
-        # 256 codes at most: one table instead of the arithmetic for every element
+        # one table of all codes instead of the arithmetic for every element
         table = multiply(
-            (np.arange(quant.lo, quant.hi + 1) - quant.zero_point) << LEFT_SHIFT,
+            (np.arange(quant.lo, quant.hi + 1) - quant.zero_point) << left,
             *multiplier(quant.scale / twice),
             params.rounding,
         )

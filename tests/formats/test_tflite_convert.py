@@ -136,6 +136,8 @@ CASES = {
     "reductions": ([N("Conv", ["x", "w"], ["c"]), N("ReduceSum", ["c", "a"], ["s"], keepdims=1),
                     N("ReduceMax", ["s"], ["m"], axes=[1], keepdims=0), N("ReduceMin", ["m"], ["y"], axes=[2])], IMAGE,
                    {"w": CONV["w"], "a": np.array([2])}),
+    "where": ([N("Conv", ["x", "w"], ["c"]), N("Where", ["m", "c", "v"], ["y"])], IMAGE,
+              {"w": CONV["w"], "m": np.arange(8).reshape(1, 8) % 3 > 0, "v": random((8, 1, 1), 5)}),
     "max_min": ([N("Max", ["x", "c", "d"], ["m"]), N("Min", ["m", "d"], ["y"])], {"x": (3, 4)},
                 {"c": random((1, 4), 1), "d": random((3, 1), 2)}),
 }  # fmt: skip

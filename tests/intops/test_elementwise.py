@@ -38,6 +38,23 @@ def test_add_sub_mul(seed, code, shapes, data, dtype, fused) -> None:
     same(OPS[code](x, y, BinaryParams(x_q, y_q, out, fused)), want)
 
 
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.sampled_from(["ADD", "SUB", "MUL"]), SHAPES, st.lists(st.floats(-12, -6), min_size=3, max_size=3),
+       st.booleans(), ACTIVATIONS)  # fmt: skip
+def test_add_sub_mul_of_16_bits(seed, code, shapes, exponents, powers, fused) -> None:
+    """Any scales by the one arithmetic, powers of two too, as the file says."""
+    rng = np.random.default_rng(seed)
+    x_q, y_q, out = (Quant(2.0 ** (round(e) if powers else e), 0, "int16") for e in exponents)
+    x, y = (codes(rng, shape, "int16") for shape in shapes)
+    shape = np.broadcast_shapes(*shapes)
+    options = {"fusedActivationFunction": fused} | ({"potScaleInt16": False} if code != "MUL" else {})
+    want = run_op(
+        code, [activation("x", x.shape, x_q), activation("y", y.shape, y_q)], {"x": x, "y": y},
+        activation("z", shape, out), options,
+    )  # fmt: skip
+    same(OPS[code](x, y, BinaryParams(x_q, y_q, out, fused)), want)
+
+
 def test_every_pair_of_codes_adds_alike() -> None:
     x, y = (a.astype(np.int8) for a in np.meshgrid(np.arange(-128, 128), np.arange(-128, 128)))
     x_q, y_q, out = Quant(0.0173, -3), Quant(0.0411, 117), Quant(0.05, -128)
