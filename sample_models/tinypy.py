@@ -36,7 +36,7 @@ class Graph:
         self.initializers: list[onnx.TensorProto] = []
 
     def const(self, name: str, value: object, dtype: type | None = None) -> str:
-        array = np.ascontiguousarray(np.asarray(value, dtype))
+        array = np.asarray(value, dtype, order="C")  # ascontiguousarray would give a number an axis
         self.initializers.append(numpy_helper.from_array(array, name))
         return name
 
