@@ -1,9 +1,7 @@
 """Fold affine steps into the linear layer beside them, exactly (up to float32 rounding).
 
 After a linear layer, y = a·(W x + b) + c with constants a, c per output channel (BatchNormalization in inference
-form, Mul, Div, Add, Sub) becomes (a W) x + (a b + c). Before linear layers, with scalars s and t and nobody else
-reading, W (s·x) becomes (s W) x, W (s·x + t) becomes (s W)(x + t/s), and W (x + t) + b, where no padding puts zeros
-among the sums, W x + (b + t Σ W).
+form, Mul, Div, Add, Sub) becomes (a W) x + (a b + c). Before one, W (s·x) with a scalar s becomes (s W) x.
 Source of the BatchNormalization form: ONNX operator specification, BatchNormalization-15, training_mode = 0.
 """
 
@@ -14,8 +12,6 @@ import onnx_ir as ir
 
 from edgeq.graph.edit import Names, add_initializer, all_graphs, constant, remove, sole_consumer
 
-_STEPS = ("Mul", "Div", "Add", "Sub")
-_FROM_ZERO = ("Relu", "LeakyRelu", "PRelu", "HardSwish", "Gelu", "Elu", "Mish", "Softplus")
 _GELU = ("Mul", "Add", "Erf", "Tanh")
 # op -> (index of the weight, axis of its output channels, index of the bias or None)
 LINEAR = {"Conv": (1, 0, 2), "ConvTranspose": (1, 1, 2), "Gemm": (1, 0, 2), "MatMul": (1, -1, None)}
@@ -30,7 +26,7 @@ def fold_affine(model: ir.Model) -> bool:
                 continue
             while node.op_type in LINEAR and _fold_next(node, names):
                 changed = True
-            if node.graph is not None and node.op_type in _STEPS and _fold_ahead(node, names):
+            if node.op_type in LINEAR and _fold_previous(node, names):
                 changed = True
     return changed
 
@@ -65,96 +61,24 @@ def _fold_next(node: ir.Node, names: Names) -> bool:
     return True
 
 
-def _fold_ahead(node: ir.Node, names: Names) -> bool:
-    """Fold a scalar step into the layers that read its output, and remove it."""
-    data, step = _operand(node)
-    out = node.outputs[0]
-    if data is None or step is None or step.size != 1 or data.dtype != out.dtype:
+def _fold_previous(node: ir.Node, names: Names) -> bool:
+    weight_index = LINEAR[node.op_type][0]
+    source, weight = node.inputs[0], constant(node.inputs[weight_index])
+    before = source.producer() if source is not None else None
+    if weight is None or before is None or source is None or not _plain(node) or before.graph is not node.graph:
         return False
-    by = float(step.reshape(()))
-    if not np.isfinite(by) or step.ndim > max(len(data.shape or ()), 1):
+    if sole_consumer(source) is not node or before.op_type not in ("Mul", "Div") or _ends_gelu(before):
         return False
-    folded = _shift_ahead if node.op_type in ("Add", "Sub") else _scale_ahead
-    if not folded(node, data, by, names):
+    data, step = _operand(before)
+    if data is None or step is None or step.size != 1 or data.dtype != source.dtype:
         return False
-    out.replace_all_uses_with(data)
-    remove(node)
+    factor = float(step.reshape(())) if before.op_type == "Mul" else 1.0 / float(step.reshape(()))
+    if not np.isfinite(factor) or factor == 0 or step.ndim > max(len(data.shape or ()), 1):
+        return False
+    _set_input(node, weight_index, (weight * np.float32(factor)).astype(weight.dtype), names)
+    node.replace_input_with(0, data)
+    remove(before)
     return True
-
-
-def _shift_ahead(node: ir.Node, data: ir.Value, by: float, names: Names) -> bool:
-    """Let biases hold what x + by adds; where x has no 0 among its values, codes would have to reach for it."""
-    source, readers = data.producer(), _linear_readers(node.outputs[0])
-    if source is None or source.op_type not in _FROM_ZERO or (node.op_type == "Sub" and node.inputs[0] is not data):
-        return False
-    if not readers or not all(_unpadded(reader) for reader in readers):
-        return False
-    for reader in readers:
-        weight, bias = constant(reader.inputs[1]), _bias(reader, 2, _channels(reader))
-        assert weight is not None
-        assert bias is not None
-        rows = weight.T if reader.op_type == "Gemm" and not reader.attributes.get_int("transB", 0) else weight
-        sums = rows.reshape(len(rows), -1).sum(1, dtype=np.float64)
-        _set_input(reader, 2, (bias + (-by if node.op_type == "Sub" else by) * sums).astype(weight.dtype), names)
-    return True
-
-
-def _scale_ahead(node: ir.Node, data: ir.Value, by: float, names: Names) -> bool:
-    """Let weights hold the factor, through a scalar Add or Sub if one comes first, which then adds less or more."""
-    out, shift = node.outputs[0], None
-    readers = _linear_readers(out)
-    if not readers:
-        shift = sole_consumer(out)
-        if shift is None or shift.op_type not in ("Add", "Sub") or shift.graph is not node.graph:
-            return False
-        readers = _linear_readers(shift.outputs[0])
-    with np.errstate(all="ignore"):
-        factor = float(np.float32(by if node.op_type == "Mul" else np.divide(1.0, by)))
-        operand = _operand(shift)[1] if shift is not None else None
-        moved = None if operand is None else (operand / factor).astype(operand.dtype)
-    if not readers or factor == 0 or not np.isfinite(factor) or _ends_gelu(node):
-        return False
-    if shift is not None:
-        if moved is None or moved.size != 1 or not np.isfinite(moved).all():
-            return False
-        _set_input(shift, 1 if shift.inputs[0] is out else 0, moved, names)
-        shift.outputs[0].name = names.new(f"{shift.outputs[0].name}_unscaled")  # the name is that of other numbers
-    for reader in readers:
-        index = LINEAR[reader.op_type][0]
-        weight = constant(reader.inputs[index])
-        assert weight is not None
-        _set_input(reader, index, (weight * np.float32(factor)).astype(weight.dtype), names)
-    return True
-
-
-def _linear_readers(value: ir.Value) -> list[ir.Node]:
-    """The linear layers of its graph that read the value, if they are all that does; else none."""
-    uses = list(value.uses())
-    if value.is_graph_output() or any(use.idx != 0 or use.node.op_type not in LINEAR for use in uses):
-        return []
-    readers = [use.node for use in uses]
-    fits = (
-        n.domain == "" and n.graph is value.graph and _plain(n) and constant(n.inputs[LINEAR[n.op_type][0]]) is not None
-        for n in readers
-    )  # fmt: skip
-    return readers if all(fits) else []
-
-
-def _unpadded(node: ir.Node) -> bool:
-    """Can a constant in front of the layer be a part of its bias?"""
-    if node.op_type == "Gemm":
-        return _bias(node, 2, _channels(node)) is not None
-    auto = node.attributes.get_string("auto_pad", "NOTSET") or "NOTSET"
-    padded = any(node.attributes.get_ints("pads", ())) or auto not in ("NOTSET", "VALID")
-    return node.op_type == "Conv" and not padded and _bias(node, 2, _channels(node)) is not None
-
-
-def _channels(node: ir.Node) -> int:
-    """Output channels of a Conv or Gemm."""
-    weight = constant(node.inputs[1])
-    assert weight is not None
-    last = node.op_type == "Gemm" and not node.attributes.get_int("transB", 0)
-    return int(weight.shape[1 if last else 0])
 
 
 def _ends_gelu(node: ir.Node, depth: int = 3) -> bool:
@@ -175,7 +99,7 @@ def _affine(node: ir.Node, source: ir.Value, channels: int, channel_axis: int) -
         gamma, beta, mean, var = (np.asarray(v, np.float64) for v in values)
         scale = gamma / np.sqrt(var + node.attributes.get_float("epsilon", 1e-5))
         return scale, beta - mean * scale
-    if node.op_type not in _STEPS or len(node.inputs) != 2:
+    if node.op_type not in ("Mul", "Div", "Add", "Sub") or len(node.inputs) != 2:
         return None
     data, operand = _operand(node)
     if data is not source or operand is None:

@@ -1,7 +1,7 @@
 """Bring any ONNX model into the one form that the planner reads.
 
 Afterwards: no functions, no Constant nodes, no initializers hidden among the inputs, float32 arithmetic, an opset of
-at least the target's, shapes inferred, BatchNormalization and constant affine steps folded into their linear layers,
+at least the target's, shapes inferred, BatchNormalization and constant affine steps folded into their linear layer,
 every value and node named uniquely over all subgraphs. The interface (names, types, order of inputs and outputs)
 is unchanged, the outputs agree within float32 rounding, and a second run changes nothing.
 """

@@ -123,46 +123,6 @@ def test_a_scalar_before_a_linear_layer(kind, op):
     assert ops(model) == [kind]
 
 
-def behind(source, steps, layers):
-    """x → source → scalar steps, each (op, constant, whether that comes first) → layers, (kernel, padding) each."""
-    rng = np.random.default_rng(3)
-    nodes, inits, last = [h.make_node(source, ["x"], ["s"], "source")], {}, "s"
-    for index, (op, number, swap) in enumerate(steps):
-        inits[f"c{index}"] = np.float32(number)
-        nodes.append(
-            h.make_node(op, [f"c{index}", last] if swap else [last, f"c{index}"], [f"t{index}"], f"step{index}")
-        )
-        last = f"t{index}"
-    for index, (kernel, pad) in enumerate(layers):
-        inits[f"w{index}"] = rng.normal(size=(5, CHANNELS, kernel, kernel)).astype(np.float32)
-        inits[f"b{index}"] = rng.normal(size=5).astype(np.float32)
-        ends = [last, f"w{index}", f"b{index}"], [f"y{index}"], f"layer{index}"
-        nodes.append(h.make_node("Conv", *ends, pads=[pad] * 4))
-    shape, outputs = (2, CHANNELS, 6, 6), [f"y{i}" for i in range(len(layers))]
-    proto = build(nodes, inits, shape, outputs=outputs)
-    return ops(same(proto, {"x": rng.normal(size=shape).astype(np.float32)}))
-
-
-AFFINE = [("Mul", 0.6, True), ("Add", -0.5, False)]
-
-
-def test_scalar_steps_go_into_all_layers_that_read_them():
-    assert behind("Relu", AFFINE, [(1, 0)]) == ["Relu", "Conv"]
-    assert behind("Relu", AFFINE, [(1, 0), (3, 0)]) == ["Relu", "Conv", "Conv"]
-    assert behind("Relu", [("Div", -3.0, False), ("Sub", 0.2, False)], [(1, 0), (3, 1)])[1:] == ["Sub", "Conv", "Conv"]
-    assert behind("Relu", [("Mul", 2.0, False), ("Sub", 0.2, True)], [(1, 0)]) == ["Relu", "Sub", "Conv"]
-
-
-def test_a_shift_stays_in_front_of_padding_and_where_it_brings_values_to_0():
-    assert behind("Relu", AFFINE, [(3, 1)]) == ["Relu", "Add", "Conv"]
-    assert behind("Exp", AFFINE, [(1, 0)]) == ["Exp", "Add", "Conv"]
-
-
-@pytest.mark.parametrize("number", [0.0, 1e-45])
-def test_a_factor_that_can_not_be_undone_stays(number):
-    assert behind("Relu", [("Mul", number, False), ("Add", 1.0, False)], [(3, 1)]) == ["Relu", "Mul", "Add", "Conv"]
-
-
 def test_an_affine_step_that_others_read_too_stays():
     rng = np.random.default_rng(2)
     node, inits, shape, _ = linear("Conv", rng, 1)
