@@ -22,10 +22,12 @@ class Builder:
         self.last: ir.Node | None = None  # of those that `first` adds
         self.shared = {v.name for g in all_graphs(model) for v in g.initializers.values() if len(v.uses()) > 1}
 
-    def key(self, source: ir.Value, codes: np.ndarray) -> tuple[str, bytes]:
+    def key(self, source: ir.Value, *arrays: np.ndarray) -> tuple[str, bytes]:
         """The same for nodes whose weights became the same, though each was solved for itself."""
-        shared = source.name in self.shared
-        return source.name or "", hashlib.sha256(np.ascontiguousarray(codes).data).digest() if shared else b""
+        digest = hashlib.sha256()
+        for array in arrays if source.name in self.shared else ():
+            digest.update(np.ascontiguousarray(array).data)
+        return source.name or "", digest.digest()
 
     def init(self, name: str, array: np.ndarray) -> ir.Value:
         return add_initializer(self.model.graph, self.names.new(name), np.ascontiguousarray(array))

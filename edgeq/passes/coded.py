@@ -45,7 +45,7 @@ def write(model: ir.Model, solution: Solution, target: Target) -> ir.Model:
 class _Writer:
     def __init__(self, model: ir.Model) -> None:
         self.model, self.build = model, Builder(model)
-        self.stored: dict[tuple[str, bytes], list[ir.Value | None]] = {}
+        self.stored: dict[tuple[str, bool, bytes], list[ir.Value | None]] = {}
         self.digits: dict[tuple[int, int], ir.Value] = {}
 
     def rewrite(self, node: ir.Node, index: int, tensor: Coded, target: Target) -> None:
@@ -58,10 +58,11 @@ class _Writer:
     def _once(
         self, node: ir.Node, index: int, tensor: Coded, make: Callable[[str], list[ir.Value | None]]
     ) -> list[ir.Value | None]:
-        """What `make` gives for the weight's name, made once for all nodes that share it."""
+        """What `make` gives for the weight's name, made once for all nodes that share it, tables apart."""
         source = node.inputs[index]
         assert source is not None
-        key = self.build.key(source, tensor.data)
+        name, digest = self.build.key(source, tensor.data, tensor.scale, tensor.levels)
+        key = name, node.op_type == "Gather", digest
         if key not in self.stored:
             self.stored[key] = make(source.name or "weight")
         return self.stored[key]
@@ -135,7 +136,8 @@ class _Writer:
         size = add("Shape", [ids], "size", [None if ids.shape is None else len(ids.shape)], INT64)
         width = self.build.init("width", np.array([rows.width]))
         whole = add("Concat", [size, width], "whole", [None if shape is None else len(shape)], INT64, axis=0)
-        replace(node, self.build.before(node, "Reshape", [real, whole], "table", shape))
+        as_asked = {"allowzero": 1}  # a dimension of 0 is one
+        replace(node, self.build.before(node, "Reshape", [real, whole], "table", shape, as_asked))
 
     def _constants(self, base: str, rows: _Rows, tensor: Coded) -> list[ir.Value | None]:
         """Levels, scales where there are any, and the planes of codes, row by row."""

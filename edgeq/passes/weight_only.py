@@ -69,7 +69,7 @@ class _Writer:
         source, (k, n), granularity = node.inputs[1], tensor.data.shape, tensor.params.spec.granularity
         assert source is not None
         assert isinstance(granularity, PerBlock)
-        key = self.build.key(source, tensor.data)
+        key = self.build.key(source, tensor.data, tensor.params.scale)
         if key not in self.stored:
             base = source.name or "weight"
             scales, zeros = pack.matmul_scales(tensor)
@@ -140,7 +140,7 @@ class _Writer:
         assert source is not None
         assert isinstance(spec.granularity, PerBlock)
         base = source.name or "table"
-        key = self.build.key(source, tensor.data)
+        key = self.build.key(source, tensor.data, tensor.params.scale)
         if key not in self.stored:
             codes, zero = tensor.data, tensor.params.zero_point
             found: list[ir.Value | None] = [

@@ -212,6 +212,18 @@ def test_a_shared_weight_is_stored_once(tmp_path, name):
     assert size(made) < 64 * 64 * (solution.codes["y_node", 1].spec.bits + 0.5) / 8 + 512 + 4000
 
 
+@pytest.mark.parametrize("name", ["kmeans", "iq4_nl"])
+def test_an_embedding_that_is_the_head_too(tmp_path, name):
+    table, ids = draw(200, 64), np.array([[3, 199, 3]])
+    body = "h = Gather (t, i)  m = Reshape (h, flat)  y = Gemm <transB=1> (m, t)"
+    inits = {"t": table, "flat": np.array([-1, 64])}
+    _, made, solution, _ = made_of(tmp_path, body, inits, "int64[N,M] i", weight=name, block=32)
+    rows = stored(solution.codes["h_node", 0])[ids[0]]
+    y, _ = run(made, tmp_path, i=ids)
+    np.testing.assert_allclose(y, rows @ stored(solution.codes["y_node", 1]).T, rtol=1e-3, atol=1e-3)
+    assert run(made, tmp_path, i=np.zeros((1, 0), np.int64))[0].shape == (0, 200)
+
+
 def test_a_weight_inside_a_branch(tmp_path):
     """What makes it real stands in the main graph, and the body sees it."""
     body = """c = Greater (s, zero)
