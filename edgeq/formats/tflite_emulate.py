@@ -6,6 +6,7 @@ runtime with the other one would give. Float operators are refused: what is not 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -122,8 +123,10 @@ def _fully_connected(call: Call) -> np.ndarray:
 
 def _binary(call: Call, function: Callable[..., np.ndarray]) -> np.ndarray:
     activation = call.option("fusedActivationFunction", "NONE")
-    rounding = call.rounding or "double"
-    params = elementwise.BinaryParams(call.quant(0), call.quant(1), quant(call.out), activation, rounding)
+    quants = call.quant(0), call.quant(1), quant(call.out)
+    if call.option("potScaleInt16") and all(q.dtype == "int16" and math.frexp(q.scale)[0] == 0.5 for q in quants):
+        raise TargetError(f"{call.op.code} {call.out.name!r}", "sums of 16-bit codes by shifts are not emulated")
+    params = elementwise.BinaryParams(*quants, activation, call.rounding or "double")
     return function(call.x(), call.x(1), params)
 
 

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgeq.errors import TargetError
 from edgeq.formats.tflite_convert import LAYOUT_KEY, convert
 from edgeq.formats.tflite_emulate import run
-from edgeq.formats.tflite_file import TfModel, build
+from edgeq.formats.tflite_file import TfModel, TfOp, TfTensor, build
 from edgeq.graph.prepare import prepare
 from tests.require import require
 
@@ -326,6 +326,20 @@ def test_int16_activations_with_int8_weights() -> None:
     file = converted(model)
     (got,), (want,) = litert_outputs(file, x), onnx_outputs(model, x)
     assert np.abs(got - want).max() <= 2.01 * s_y  # the 16-bit multiplier has half a step of its own
+
+
+@pytest.mark.parametrize("shifts", [True, False])
+def test_sums_of_16_bits_by_shifts_are_not_emulated(shifts: bool) -> None:
+    """What LiteRT computes where a file allows it and all scales are powers of two; edgeq's files never do."""
+    scale, x = np.float32([2**-12]), np.arange(-8, 8, dtype=np.int16)
+    tensors = tuple(TfTensor(n, (16,), "int16", None, scale, np.zeros(1, np.int64)) for n in "abc")
+    options = {"fusedActivationFunction": "NONE", "potScaleInt16": shifts}
+    file = TfModel(tensors, (TfOp("ADD", ("a", "b"), ("c",), options),), ("a", "b"), ("c",))
+    if shifts:
+        with pytest.raises(TargetError, match="ADD 'c': sums of 16-bit codes by shifts"):
+            run(file, {"a": x, "b": x})
+    else:
+        np.testing.assert_array_equal(run(file, {"a": x, "b": x})["c"], 2 * x)
 
 
 def test_a_bias_without_a_zero_point_has_zero() -> None:

@@ -100,6 +100,25 @@ def read(body: str, inputs: str = "float[1,4] x", outputs: str = "float[1,4] y")
 ENDS = "a = QuantizeLinear (x, s, z) b = DequantizeLinear (a, s, z)", "y = DequantizeLinear (q, t, z)"
 
 
+def test_what_is_only_known_at_run_time_is_refused() -> None:
+    free = units(read(f"{ENDS[0]} c = Add (b, b) q = QuantizeLinear (c, t, z) {ENDS[1]}", "float[N,4] x"))
+    assert [refusal(unit, 35) for unit in free] == [f"the shape of {name} isn't fixed" for name in ("x", "a", "q")]
+    scale = "a = QuantizeLinear (x, u, z) b = DequantizeLinear (a, u, z) c = Add (b, b) q = QuantizeLinear (c, t, z)"
+    given = units(read(f"{scale} {ENDS[1]}", "float[1,4] x, float u"))
+    assert [refusal(unit, 35) for unit in given] == ["the scale of a isn't constant"] * 2 + [""]
+
+
+def test_weights_in_a_file_of_their_own_are_refused(tmp_path) -> None:
+    (tmp_path / "w.bin").write_bytes(W.tobytes())
+    graph = conv().graph()
+    held = graph.initializers["w"].const_value
+    graph.initializers["w"].const_value = ir.ExternalTensor(
+        "w.bin", 0, W.nbytes, held.dtype, shape=held.shape, name="w", base_dir=tmp_path
+    )
+    (unit,) = (unit for unit in units(graph) if unit.name == "it")
+    assert refusal(unit, 35) == "w is in a file of its own"
+
+
 def test_a_relu_that_changes_no_code_is_of_its_unit() -> None:
     def ops(zero: str) -> list[str]:
         graph = read(f"{ENDS[0]} c = Add (b, b) r = Relu (c) q = QuantizeLinear (r, t, {zero}) {ENDS[1]}")
