@@ -9,7 +9,8 @@ is unchanged, the outputs agree within float32 rounding, and a second run change
 from __future__ import annotations
 
 import logging
-from copy import deepcopy
+from copy import copy
+from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -66,7 +67,7 @@ def prepare(model: ir.Model, opset: int = MIN_OPSET) -> ir.Model:
     infer(model)
     _fold(model)
     _name(model)
-    RewritePass(deepcopy(FUSIONS))(model)  # a rule holds on to the graph, weights and all, that it last looked at
+    RewritePass([_own(rule) for rule in FUSIONS])(model)
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     _restore_outputs(model, outputs)
     _name(model)
@@ -79,6 +80,16 @@ def prepare(model: ir.Model, opset: int = MIN_OPSET) -> ir.Model:
     _name(model)
     common.TopologicalSortPass()(model)
     return model
+
+
+def _own(rule: Any) -> Any:
+    """A rule with a matcher of its own, since that holds on to the graph, weights and all, that it last looked at.
+
+    The matchers of onnxscript's rules may hold one of torch's exporter, which can't be copied as a whole.
+    """
+    made = copy(rule)
+    made._matcher = copy(rule._matcher)
+    return made
 
 
 def plain(model: ir.Model) -> ir.Model:
