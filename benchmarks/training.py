@@ -3,7 +3,8 @@
 Two networks, the MobileNetV3-like one of the samples and a small ResNet, each as it is rounded after training (PTQ),
 and trained further at several widths: straight-through (STE), learned steps (LSQ), and those with the float model as
 teacher (+KD). Below 8 bits the first and the last layer have 8. Each artifact is run in onnxruntime over 600 pictures
-that neither training nor the choice of an epoch saw; all rows have the same passes over the same pictures.
+that neither training nor the choice of an epoch saw; all rows have the same passes over the same pictures. `--peers`
+adds rows of Brevitas and of torchao's QAT, with the teacher, from the same float weights, evaluated in torch.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
+import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,15 +25,19 @@ from typing import Any
 
 import numpy as np
 
-NETWORKS = ("mobile", "resnet")
+from benchmarks.peers import ROOT, ensure
+
+NETWORKS, PEERS = ("mobile", "resnet"), ("brevitas", "torchao")
 BATCH, VALIDATION = 64, 100
+SETTINGS = {"lr": 2e-3, "scale_lr": 1e-3, "alpha": 0.7}
+DIGITS = Path(__file__).resolve().parents[1] / "sample_models" / "digits.onnx"
 
 
 @dataclass(frozen=True)
 class Row:
-    """bits: of weights and activations. kind: PTQ, STE or LSQ. weight: an algorithm of `edgeq.weights`, or "shared".
+    """bits: of weights and activations. kind: PTQ, STE, LSQ, or a peer's name.
 
-    sparse: 2 of 4. share: of the channels that are removed before.
+    weight: an algorithm of `edgeq.weights`, "ttq" or "shared". sparse: 2 of 4. share: of the channels that go before.
     """
 
     network: str
@@ -43,14 +50,17 @@ class Row:
     share: float = 0.0
 
 
-def rows(network: str) -> Iterator[Row]:
+def rows(network: str, peers: bool) -> Iterator[Row]:
     for bits in ((8, 8), (4, 4), (3, 4), (2, 2)):
         name = f"W{bits[0]}A{bits[1]}"
         yield Row(network, f"{name} PTQ", bits, "PTQ")
         yield Row(network, f"{name} STE", bits, "STE", teacher=False)
         yield Row(network, f"{name} LSQ", bits, teacher=False)
         yield Row(network, f"{name} LSQ+KD", bits)
+        for peer in PEERS if peers and bits != (8, 8) else ():
+            yield Row(network, f"{name} {peer}+KD", bits, peer)
     yield Row(network, "ternary, A8", weight="ternary")
+    yield Row(network, "ternary of two scales (TTQ), A8", weight="ttq")
     yield Row(network, "binary, A8", weight="binary")
     yield Row(network, "16 shared values, A8", weight="shared")
     yield Row(network, "2:4, W8A8", sparse=True)
@@ -68,14 +78,41 @@ def data() -> tuple[Any, ...]:
     return tuple(torch.from_numpy(part[key]) for part in (training, held) for key in ("input", "label"))
 
 
-def resnet(path: Path) -> None:
-    """Train a ResNet of three stages (He et al., 2015; widths 16, 32 and 64) and write it as ONNX."""
+def batches() -> Callable[[], Iterator[tuple[Any, Any]]]:
+    """For `fit`: each call is a pass over the training pictures, moved and turned a little; the same for all rows."""
+    import torch
+
+    from sample_models.digits import augment
+
+    pictures, labels = data()[:2]
+    count, order = len(pictures) - VALIDATION, np.random.default_rng(0)
+    generator = torch.Generator().manual_seed(0)
+
+    def once() -> Iterator[tuple[Any, Any]]:
+        shuffled = torch.from_numpy(order.permutation(count))
+        for index in shuffled[: count // BATCH * BATCH].view(-1, BATCH):
+            yield augment(pictures[index], generator), labels[index]
+
+    return once
+
+
+def score(module: Any) -> float:
+    """Accuracy over the pictures that choose an epoch; of equal ones the one with the least loss is best."""
+    import torch
+
+    pictures, labels = (part[-VALIDATION:] for part in data()[:2])
+    logits = module(pictures)
+    right = (logits.argmax(1) == labels).float().mean()
+    return float(right - 1e-3 * torch.nn.functional.cross_entropy(logits, labels))
+
+
+def networks() -> dict[str, Any]:
+    """The classes of the float networks: the sample's, and a ResNet of three stages (He et al., 2015)."""
     import torch
     from torch import nn
     from torch.nn import functional
 
-    from edgeq.export import export
-    from sample_models.digits import conv_bn, train
+    from sample_models.digits import Digits, conv_bn
 
     class Block(nn.Module):
         def __init__(self, wide_in: int, wide: int) -> None:
@@ -96,11 +133,44 @@ def resnet(path: Path) -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(self.stages(functional.relu(self.stem(x))).mean((2, 3)))
 
+    return {"mobile": Digits, "resnet": Small}
+
+
+def floats(network: str, folder: Path) -> Path:
+    """The float network as ONNX, and beside it its weights as torch has them."""
+    import onnx
+    import torch
+    from onnx import numpy_helper
+
+    from edgeq.export import export
+    from sample_models.digits import train
+
+    path = folder / f"{network}.onnx"
     torch.manual_seed(0)
-    pictures, labels = data()[:2]
-    kept = slice(0, -VALIDATION)
-    found = train({"input": pictures[kept].numpy(), "label": labels[kept].numpy()}, Small())
-    export(found, (pictures[:2],), path, dynamic={"x": [0]})
+    made = networks()[network]()
+    if network == "mobile":
+        held = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in onnx.load(DIGITS).graph.initializer}
+        known = {name: held[name].reshape(tensor.shape) for name, tensor in made.state_dict().items() if name in held}
+        made.load_state_dict(known, strict=False)
+        path.write_bytes(DIGITS.read_bytes())
+    else:
+        pictures, labels = data()[:2]
+        kept = slice(0, -VALIDATION)
+        made = train({"input": pictures[kept].numpy(), "label": labels[kept].numpy()}, made)
+        export(made, (pictures[:2],), path, dynamic={"x": [0]})
+    torch.save(made.state_dict(), path.with_suffix(".pt"))
+    return path
+
+
+def rivalled(row: Row, source: Path, epochs: int) -> dict[str, Any]:
+    """What a peer makes of the same network in its own environment."""
+    script = ROOT / "benchmarks" / "peers" / f"{row.kind}_qat.py"
+    command = [str(ensure(row.kind)), str(script), str(source.with_suffix(".pt"))]
+    command += ["--bits", *map(str, row.bits), "--epochs", str(epochs)]
+    ran = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    if ran.returncode:
+        raise RuntimeError(f"{row.name}: {ran.stderr.strip().splitlines()[-1]}")
+    return {"network": row.network, "row": row.name, "bytes": 0, **json.loads(ran.stdout.splitlines()[-1])}
 
 
 def trained(job: tuple[Row, Path, Path, int]) -> dict[str, Any]:
@@ -117,25 +187,13 @@ def trained(job: tuple[Row, Path, Path, int]) -> dict[str, Any]:
     from edgeq.train.graph import TorchGraph
     from edgeq.train.prune import sparsify
     from edgeq.train.qat import convert, copied, prepare_qat, with_bits
-    from sample_models.digits import augment
 
     row, source, folder, epochs = job
+    if row.kind in PEERS:
+        return rivalled(row, source, epochs)
     torch.set_num_threads(1)
     started = time.perf_counter()
-    pictures, labels = data()[:2]
-    count, order = len(pictures) - VALIDATION, np.random.default_rng(0)
-    generator = torch.Generator().manual_seed(0)
-
-    def batches() -> Iterator[tuple[Any, Any]]:
-        shuffled = torch.from_numpy(order.permutation(count))
-        for index in shuffled[: count // BATCH * BATCH].view(-1, BATCH):
-            yield augment(pictures[index], generator), labels[index]
-
-    def score(module: Any) -> float:
-        logits, wanted = module(pictures[count:]), labels[count:]
-        right = (logits.argmax(1) == wanted).float().mean()
-        return float(right - 1e-3 * torch.nn.functional.cross_entropy(logits, wanted))
-
+    pictures = data()[0]
     model = prepare(io.load(source), 21)
     io.to_memory(model)
     teacher = TorchGraph(model).eval()
@@ -144,13 +202,13 @@ def trained(job: tuple[Row, Path, Path, int]) -> dict[str, Any]:
         io.to_memory(smaller)
         prune_channels(smaller, row.share)
         module = TorchGraph(smaller)
-        fit(module, batches, score, Fit(epochs=epochs, lr=2e-3), teacher=teacher)
+        fit(module, batches(), score, Fit(epochs=epochs, lr=2e-3), teacher=teacher)
         model = copied(module)
     linear = [n.name or "" for n in model.graph if n.op_type in ("Conv", "Gemm", "MatMul")]
-    narrow, signs = row.bits != (8, 8), row.weight in ("ternary", "binary")
+    narrow, signs = row.bits != (8, 8), row.weight in ("ternary", "ttq", "binary")
     wide: dict[str, Any] = {"act_type": "u8_8", "weight_type": "s8c_8"} if narrow else {}
     ends = tuple(Override(nodes=(n,), weight="rtn", **wide) for n in (linear[0], linear[-1]) if narrow or signs)
-    recipe = Recipe(target="generic", weight=row.weight if signs else "rtn", rule=ends)
+    recipe = Recipe(target="generic", weight=row.weight.replace("ttq", "ternary") if signs else "rtn", rule=ends)
     qat = prepare_qat(
         model,
         recipe,
@@ -158,13 +216,13 @@ def trained(job: tuple[Row, Path, Path, int]) -> dict[str, Any]:
         target=with_bits(targets.load("generic"), *row.bits) if narrow else None,
         steps="fixed" if row.kind == "STE" else "lsq",
         centroids=16 if row.weight == "shared" else 0,
+        two_scales=row.weight == "ttq",
     )
     if row.sparse:
         sparsify(qat, pattern=(2, 4))
     if row.kind != "PTQ":
-        settings = Fit(epochs=epochs, lr=2e-3, scale_lr=1e-3, alpha=0.7)
-        fit(qat, batches, score, settings, teacher=teacher if row.teacher else None)
-    path = folder / f"{row.network}-{row.name.replace(' ', '_').replace(':', '-').replace(',', '')}.onnx"
+        fit(qat, batches(), score, Fit(epochs=epochs, **SETTINGS), teacher=teacher if row.teacher else None)
+    path = folder / f"{row.network}-{re.sub(r'[ :,()]+', '-', row.name)}.onnx"
     edgeq.save(convert(qat), path)
     return {
         "network": row.network, "row": row.name, "accuracy": accuracy(path), "bytes": path.stat().st_size,
@@ -186,18 +244,19 @@ def main(argv: list[str] | None = None) -> int:
     """Print a table, and with --json its rows in a file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--peers", action="store_true", help="also Brevitas and torchao, in environments of their own")
     parser.add_argument("--network", choices=NETWORKS, action="append")
     parser.add_argument("--only", default="", help="rows whose name has this in it")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="edgeq-training-") as name:
         folder = Path(name)
-        sources = {"mobile": Path(__file__).resolve().parents[1] / "sample_models" / "digits.onnx"}
-        wanted = [row for network in args.network or NETWORKS for row in rows(network) if args.only in row.name]
-        if any(row.network == "resnet" for row in wanted):
-            sources["resnet"] = folder / "resnet.onnx"
-            resnet(sources["resnet"])
+        chosen = args.network or NETWORKS
+        wanted = [row for network in chosen for row in rows(network, args.peers) if args.only in row.name]
+        for peer in {row.kind for row in wanted} & set(PEERS):
+            ensure(peer)
+        sources = {network: floats(network, folder) for network in chosen}
         jobs = [(row, sources[row.network], folder, args.epochs) for row in wanted]
         jobs.sort(key=lambda job: -job[0].share)  # the longest first
         with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:

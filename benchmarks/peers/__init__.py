@@ -16,11 +16,19 @@ from benchmarks.measure import Cost, last_json, peak_rss
 
 ROOT = Path(__file__).resolve().parents[2]
 
+# What edgeq's training loop needs, which all that are trained go through.
+LOOP = ["onnx==1.23.2", "onnxruntime==1.32.0", "onnxscript==0.7.2", "msgspec", "tomli-w", "scikit-learn"]
 # What to install, in order: a CPU build of torch must be there before a package that would pull another one.
 PACKAGES: dict[str, list[list[str]]] = {
     "nncf": [["torch==2.13.0"], ["nncf==3.4.0", "onnx==1.23.2", "onnxruntime==1.32.0"]],
     "quark": [["torch==2.13.0"], ["amd-quark==0.13", "onnxruntime==1.32.0"]],
     "aeq": [["ai-edge-quantizer==0.10.0"]],
+    "brevitas": [
+        ["torch==2.13.0"],
+        ["--no-deps", "brevitas==0.13.4"],
+        ["dependencies==2.0.1", "setuptools<81", *LOOP],
+    ],
+    "torchao": [["torch==2.13.0"], ["torchao==0.18.0", *LOOP]],
 }
 PEERS = ("ort", "nncf", "quark")  # of ONNX files; aeq is LiteRT's
 CALIBRATORS = ("minmax", "percentile", "entropy")

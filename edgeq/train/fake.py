@@ -30,8 +30,8 @@ def round_through(x: Tensor) -> Tensor:
 
 
 def scaled_gradient(x: Tensor, factor: float) -> Tensor:
-    """x, with its gradient multiplied by `factor`."""
-    return x * factor + (x * (1 - factor)).detach()
+    """x itself, with its gradient multiplied by `factor`."""
+    return x.detach() + (x - x.detach()) * factor
 
 
 class FakeQuantize(nn.Module):

@@ -18,12 +18,12 @@ from torch.nn import functional
 
 from edgeq.errors import RecipeError
 from edgeq.files import replacing
-from edgeq.train.coded import Shared, Signs
+from edgeq.train.coded import Shared, Signs, TwoScales
 from edgeq.train.fake import FakeQuantize
 from edgeq.train.qat import Batch, call
 from edgeq.types import Progress, silent
 
-QUANTIZERS = (FakeQuantize, Signs, Shared)
+QUANTIZERS = (FakeQuantize, Signs, TwoScales, Shared)
 Loss = Callable[[Any, Tensor], Tensor]
 
 

@@ -42,7 +42,7 @@ from edgeq.registry import load
 from edgeq.solve import activation_params, bias_tensors
 from edgeq.sums import tie_free_scale
 from edgeq.target import Target
-from edgeq.train.coded import THRESHOLDS, Shared, Signs
+from edgeq.train.coded import THRESHOLDS, Shared, Signs, TwoScales
 from edgeq.train.fake import FakeBias, FakeQuantize, Steps, round_through
 from edgeq.train.graph import TorchGraph
 from edgeq.train.prune import Masked
@@ -68,12 +68,14 @@ def prepare_qat(
     target: Target | None = None,
     steps: Steps = "lsq",
     centroids: int = 0,
+    two_scales: bool = False,
 ) -> Qat:
     """A module to train. model: a torch module (exported with `example`), or an ONNX model or file.
 
     batches: a few of them, to start the activations' ranges from by the recipe's calibrator. target: in place of the
     recipe's, such as one of `with_bits`. steps: how those of activations are trained; a weight's by LSQ unless "fixed".
-    centroids: share so many values in each 8-bit weight. The recipe's `weight`, or a rule's, may be ternary or binary.
+    centroids: share so many values in each 8-bit weight. The recipe's `weight`, or a rule's, may be ternary or binary;
+    two_scales: ternary weights learn a scale for either sign (TTQ).
     Raises ModelError for an operator that can't be trained, CalibrationError without batches.
     """
     aim = target or targets.load(recipe.target)
@@ -81,7 +83,7 @@ def prepare_qat(
     passes.run(prepared, aim.passes_before)
     made = plan(prepared, aim, recipe)
     qat = Qat(prepared, made, aim)
-    _weights(qat, steps, centroids)
+    _weights(qat, steps, centroids, two_scales)
     _activations(qat, batches, steps)
     for bias in made.biases:
         layer = next(w for w in made.weights if w.node == bias.node)
@@ -162,14 +164,16 @@ def _onnx(model: nn.Module | ir.Model | str | os.PathLike[str], example: tuple[T
         return loaded
 
 
-def _weights(qat: Qat, steps: Steps, centroids: int) -> None:
+def _weights(qat: Qat, steps: Steps, centroids: int, two_scales: bool) -> None:
     """A quantizer for each weight that the plan stores as integers, started where the recipe's algorithm puts it."""
     for weight in qat.plan.weights:
         if qat.quantizer(weight.value) is not None:
             continue
         array = qat.constant(weight.value).detach().numpy()
-        quantizer: FakeQuantize | Signs | Shared
-        if weight.algorithm in THRESHOLDS:
+        quantizer: FakeQuantize | Signs | TwoScales | Shared
+        if weight.algorithm == "ternary" and two_scales:
+            quantizer = TwoScales(weight.spec, array)
+        elif weight.algorithm in THRESHOLDS:
             quantizer = Signs(weight.spec, array, THRESHOLDS[weight.algorithm])
         elif centroids and weight.spec.bits == 8:
             quantizer = Shared(weight.spec, array, centroids)

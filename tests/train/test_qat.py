@@ -76,7 +76,7 @@ def test_the_artifact_has_the_integers_that_were_trained(data, calibration, bits
     with torch.no_grad():
         inside = qat.eval()(pictures).numpy()
     (outside,) = run(ir.serde.serialize_model(made), {"input": pictures.numpy()})
-    step = np.ptp(inside) / (2 ** (bits[1] if bits else 8) - 1)  # of the activations' type, over the logits
+    step = 1.1 * np.ptp(inside) / (2 ** (bits[1] if bits else 8) - 1)  # the logits need not fill their type
     assert np.quantile(np.abs(inside - outside), 0.999) <= step  # a sum that lies on the edge may fall to either code
     assert np.median(np.abs(inside - outside)) < step / 1000
     assert (inside.argmax(1) == outside.argmax(1)).mean() > 0.995

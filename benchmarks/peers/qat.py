@@ -1,0 +1,50 @@
+"""What the peers of quantization-aware training share: the networks, the loop, and a line of JSON a row.
+
+A peer's runner is executed by its own interpreter, with the repository root on PYTHONPATH. It trains the network of
+`benchmarks.training` from the same float weights, with the same pictures, passes, rates, seed and teacher, by edgeq's
+own loop; what differs is how it quantizes. The first and the last layer have 8 bits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks.training import SETTINGS, batches, data, networks, score
+from edgeq.train.fit import Fit, fit
+
+Quantized = Callable[[nn.Module, int, int], nn.Module]
+
+
+def linear(network: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The layers that are quantized, by name; the first and the last have 8 bits."""
+    return [(name, m) for name, m in network.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+
+
+def main(quantized: Quantized) -> None:
+    """Train a network that `quantized(network, weight bits, activation bits)` makes of the float one."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("weights", type=Path, help="the float network's state, named as the network is")
+    parser.add_argument("--bits", type=int, nargs=2, default=(4, 4))
+    parser.add_argument("--epochs", type=int, default=15)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    def network() -> nn.Module:
+        made = networks()[args.weights.stem]()
+        made.load_state_dict(torch.load(args.weights, weights_only=True))
+        return made.eval()
+
+    started = time.perf_counter()
+    module = quantized(network(), *args.bits)
+    fit(module, batches(), score, Fit(epochs=args.epochs, **SETTINGS), teacher=network())
+    pictures, labels = data()[2:]
+    with torch.no_grad():
+        right = (module(pictures).argmax(1) == labels).float().mean()
+    print(json.dumps({"accuracy": float(right), "seconds": round(time.perf_counter() - started, 1)}))
