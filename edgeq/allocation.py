@@ -32,14 +32,14 @@ from edgeq.search import knapsack
 from edgeq.search.sensitivity import output_change
 from edgeq.shards import chosen
 from edgeq.target import Target
-from edgeq.types import PerBlock, Progress, QSpec
+from edgeq.types import PerBlock, PerChannel, Progress, QSpec
 from edgeq.weights import gptq, rows
 
 FORMATS: tuple[tuple[Literal[2, 3, 4, 8], int], ...] = (
-    (2, 128), (2, 64), (2, 32), (3, 256), (3, 128), (3, 64), (3, 32), (4, 256), (4, 128), (4, 64), (4, 32), (4, 16),
+    (2, 128), (2, 64), (2, 32), (3, 0), (3, 128), (3, 64), (3, 32), (4, 0), (4, 128), (4, 64), (4, 32), (4, 16),
     (8, 128),
 )  # fmt: skip
-"""(bits, block) from the coarsest to the finest."""
+"""(bits, block), a block of 0 being a scale a channel, from the coarsest to the finest."""
 SCALE_BITS = 16
 ERROR_SAMPLES, SENSITIVITY_SAMPLES = 32, 4
 """Samples that errors and sensitivities are measured on; only their order matters here."""
@@ -59,8 +59,9 @@ class Measured:
     errors: tuple[float, ...]
 
     def size(self, bits: int, block: int) -> int:
-        """Of the weight, in bits: whole blocks of codes, and their scales."""
-        return self.channels * -(-self.features // block) * (block * bits + SCALE_BITS)
+        """Of the weight, in bits, with its scales."""
+        blocks = -(-self.features // block) if block else 1
+        return self.channels * (self.features * bits + blocks * SCALE_BITS)
 
 
 def measure(made: Plan, model: ir.Model, data: Dataset, work: Path, progress: Progress) -> list[Measured]:
@@ -137,8 +138,9 @@ def _bytes(model: ir.Model, name: str) -> int:
 def _spec(spec: QSpec, bits: int, block: int) -> QSpec:
     granularity = spec.granularity
     axis = granularity.axis if isinstance(granularity, PerBlock) else 1 - getattr(granularity, "axis", 1)
+    shared = PerBlock(axis, block) if block else PerChannel(1 - axis)
     dtype = f"{'int' if spec.signed else 'uint'}{4 if bits == 3 else bits}"
-    return replace(spec, dtype=dtype, granularity=PerBlock(axis, block), reduce_range=bits == 3)
+    return replace(spec, dtype=dtype, granularity=shared, reduce_range=bits == 3)
 
 
 def _end_errors(model: ir.Model, changed: dict[str, np.ndarray], data: Dataset, work: Path) -> dict[str, float]:

@@ -36,7 +36,7 @@ def quantize(path, folder, **options):
 
 
 def bits_of(rules):
-    return {r.nodes[0]: r.bits + 16 / r.block for r in rules}
+    return {r.nodes[0]: r.bits + 16 / (r.block or 128) for r in rules}
 
 
 @pytest.mark.parametrize("bpw", [2.5, 3.2, 4.2])

@@ -4,7 +4,7 @@
     Gather           com.microsoft GatherBlockQuantized: only the rows looked up are ever real numbers
     other layouts    DequantizeLinear → MatMul, which onnxruntime makes real in each run
 
-One scale a channel is written as blocks with that scale. Scales are stored in half precision where all of them are
+One scale a channel is that of all its blocks, stored once. Scales are stored in half precision where all of them are
 normal numbers in it, behind a Cast that runtimes fold.
 """
 
@@ -21,12 +21,14 @@ from edgeq.graph import three_bits
 from edgeq.graph.edit import MS_DOMAIN, add_initializer, drop_unused_initializers, nodes_named, replace
 from edgeq.numerics import pack
 from edgeq.passes import coded, corrected
-from edgeq.passes.builder import Builder
+from edgeq.passes.builder import FLOAT, Builder
 from edgeq.plan import PACKED, Plan
 from edgeq.target import Target
 from edgeq.types import PerBlock, PerChannel, QParams, QTensor, Solution
 
 LEAST_BLOCK, WIDEST = 16, 256  # of MatMulNBits and GatherBlockQuantized
+INPUT_BLOCK = 32
+"""Of MatMulNBits at level 4, which rounds its input to int8 block by block, however many of them share a scale."""
 OPSET = {2: 25, 4: 21, 8: 21}
 """The first opset whose DequantizeLinear takes codes of so many bits."""
 TYPES = {
@@ -53,6 +55,7 @@ class _Writer:
     def __init__(self, model: ir.Model, solution: Solution, target: Target) -> None:
         self.model, self.solution, self.target, self.build = model, solution, target, Builder(model)
         self.stored: dict[tuple[str, bytes], list[ir.Value | None]] = {}
+        self.places: dict[bytes, ir.Value] = {}
 
     def rewrite(self, node: ir.Node) -> None:
         index = 0 if node.op_type == "Gather" else 1
@@ -61,7 +64,7 @@ class _Writer:
         if node.op_type == "Gather":
             self._table(node, unsigned(tensor))
         elif isinstance(granularity, PerBlock) and _power_of_two(granularity.size) and tensor.data.ndim == 2:
-            self._nbits(node, tensor)
+            self._nbits(node, finer(tensor, INPUT_BLOCK) if self.target.accuracy_level == 4 else tensor)
         else:
             self._dequantize(node, tensor)
 
@@ -74,7 +77,7 @@ class _Writer:
             base = source.name or "weight"
             scales, zeros = pack.matmul_scales(tensor)
             zero = None if zeros is None else self.build.init(f"{base}_zero_point", zeros)
-            self.stored[key] = [self._packed(f"{base}_q", tensor), self.build.reals(f"{base}_scale", scales), zero]
+            self.stored[key] = [self._packed(f"{base}_q", tensor), self._scales(f"{base}_scale", scales), zero]
         if granularity.axis % 2:
             k, n = n, k
         attributes = {
@@ -83,6 +86,18 @@ class _Writer:
         }  # fmt: skip
         inputs = [node.inputs[0], *self.stored[key]]
         replace(node, self.build.product(node, "MatMulNBits", inputs, attributes))
+
+    def _scales(self, name: str, scales: np.ndarray) -> ir.Value:
+        """Scales (N, blocks). A column like the one before it is not stored again, but looked up once, at loading."""
+        fresh = np.append(True, (scales[:, 1:] != scales[:, :-1]).any(0))
+        held = self.build.reals(name, scales[:, fresh])
+        if fresh.all():
+            return held
+        place = np.cumsum(fresh) - 1
+        if place.tobytes() not in self.places:
+            self.places[place.tobytes()] = self.build.init("scale_of_block", place)
+        inputs: list[ir.Value | None] = [held, self.places[place.tobytes()]]
+        return self.build.first("Gather", inputs, f"{name}_spread", FLOAT, ir.Shape(scales.shape), {"axis": 1})
 
     def _packed(self, name: str, tensor: QTensor) -> ir.Value:
         """MatMulNBits' codes. Those that lie on disk are packed when they are written, and not all at once."""
@@ -178,6 +193,18 @@ def in_blocks(tensor: QTensor) -> QTensor:
     scale, zero = (
         np.repeat(np.expand_dims(p, axis), count, axis) for p in (tensor.params.scale, tensor.params.zero_point)
     )
+    return QTensor(tensor.data, QParams(scale, zero, replace_fields(spec, granularity=PerBlock(axis, size))))
+
+
+def finer(tensor: QTensor, size: int) -> QTensor:
+    """Blocks of at most `size`, each with the scale of the larger one that it is of."""
+    spec = tensor.params.spec
+    assert isinstance(spec.granularity, PerBlock)
+    axis, wide = spec.granularity.axis, spec.granularity.size
+    if wide <= size:
+        return tensor
+    block = np.arange(-(-tensor.data.shape[axis] // size)) * size // wide
+    scale, zero = (p.take(block, axis) for p in (tensor.params.scale, tensor.params.zero_point))
     return QTensor(tensor.data, QParams(scale, zero, replace_fields(spec, granularity=PerBlock(axis, size))))
 
 

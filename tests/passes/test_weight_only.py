@@ -103,6 +103,28 @@ def test_gemm(tmp_path, transposed, block):
     assert sqnr_db(0.5 * x @ w + 2 * b, y) > 38
 
 
+@pytest.mark.parametrize("transposed", [0, 1])
+@pytest.mark.parametrize("block", [0, 64, 128])
+def test_inputs_are_rounded_in_small_blocks_whatever_shares_a_scale(tmp_path, block, transposed):
+    """One loud input costs those in its own block of 32 alone; scales are stored once, as at level 0."""
+    w, x = draw(200, 24), draw(5, 200)
+    x[:, 199] = 100
+    w[199] = 0
+    body, inits = f"y = Gemm <transB={transposed}> (x, w)", {"w": np.ascontiguousarray(w.T) if transposed else w}
+    sizes, quiet = [], []
+    for level in (0, 4):
+        target = msgspec.structs.replace(TARGET, accuracy_level=level)
+        _, made, weights, _ = made_of(body, inits, "float[N,200] x", target=target, bits=4, block=block)
+        (y,), ran = run(made, tmp_path, x=x)
+        assert ran == ["MatMulNBits"]
+        real = stored(weights["y_node", 1])
+        quiet.append(sqnr_db(x @ (real.T if transposed else real), y))
+        sizes.append(len(made.SerializeToString()))
+    assert quiet[0] > 90
+    assert quiet[1] > 21  # 13 if all features shared its step
+    assert abs(sizes[1] - sizes[0]) < 400
+
+
 def test_a_block_that_no_packed_kernel_takes(tmp_path):
     w, x = draw(60, 24), draw(5, 60)
     _, made, weights, _ = made_of("y = MatMul (x, w)", {"w": w}, "float[N,60] x", block=20)
