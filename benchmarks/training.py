@@ -38,6 +38,7 @@ class Row:
     """bits: of weights and activations. kind: PTQ, STE, LSQ, or a peer's name.
 
     weight: an algorithm of `edgeq.weights`, "ttq" or "shared". sparse: 2 of 4. share: of the channels that go before.
+    features: of the teacher too, the sums of residuals.
     """
 
     network: str
@@ -48,6 +49,7 @@ class Row:
     weight: str = "rtn"
     sparse: bool = False
     share: float = 0.0
+    features: bool = False
 
 
 def rows(network: str, peers: bool) -> Iterator[Row]:
@@ -59,6 +61,7 @@ def rows(network: str, peers: bool) -> Iterator[Row]:
         yield Row(network, f"{name} LSQ+KD", bits)
         for peer in PEERS if peers and bits != (8, 8) else ():
             yield Row(network, f"{name} {peer}+KD", bits, peer)
+    yield Row(network, "W2A2 LSQ+KD+features", (2, 2), features=True)
     yield Row(network, "ternary, A8", weight="ternary")
     yield Row(network, "ternary of two scales (TTQ), A8", weight="ttq")
     yield Row(network, "binary, A8", weight="binary")
@@ -221,7 +224,9 @@ def trained(job: tuple[Row, Path, Path, int]) -> dict[str, Any]:
     if row.sparse:
         sparsify(qat, pattern=(2, 4))
     if row.kind != "PTQ":
-        fit(qat, batches(), score, Fit(epochs=epochs, **SETTINGS), teacher=teacher if row.teacher else None)
+        sums = [n.outputs[0].name or "" for n in model.graph if n.op_type == "Add"] if row.features else []
+        settings = Fit(epochs=epochs, **SETTINGS)
+        fit(qat, batches(), score, settings, teacher=teacher if row.teacher else None, features=sums)
     path = folder / f"{row.network}-{re.sub(r'[ :,()]+', '-', row.name)}.onnx"
     edgeq.save(convert(qat), path)
     return {

@@ -2,12 +2,13 @@
 
 Steps and offsets of quantizers learn at `scale_lr`, all else at `lr`. With a teacher the loss is that of Hinton et al.
 (2015): (1 - a) · loss(y, labels) + a · T² · KL(softmax(teacher / T) ‖ softmax(y / T)), and `loss` may be None.
+Features f, values inside both graphs (FitNets, Romero et al., 2015), add b · the mean of |f - teacher|² / |teacher|².
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from edgeq.errors import RecipeError
 from edgeq.files import replacing
 from edgeq.train.coded import Shared, Signs, TwoScales
 from edgeq.train.fake import FakeQuantize
+from edgeq.train.graph import TorchGraph
 from edgeq.train.qat import Batch, call
 from edgeq.types import Progress, silent
 
@@ -31,7 +33,7 @@ Loss = Callable[[Any, Tensor], Tensor]
 class Fit:
     """epochs: passes over the batches. patience: epochs without a better score before it ends; 0 for never.
 
-    alpha, temperature: of distillation.
+    alpha, temperature: of distillation from logits; beta: of that from features.
     """
 
     epochs: int = 10
@@ -41,6 +43,7 @@ class Fit:
     patience: int = 0
     alpha: float = 0.5
     temperature: float = 2.0
+    beta: float = 1.0
     seed: int = 0
 
 
@@ -60,17 +63,23 @@ def fit(
     *,
     loss: Loss | None = functional.cross_entropy,
     teacher: nn.Module | None = None,
+    features: Sequence[str] = (),
     checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress = silent,
 ) -> Trained:
     """Train a module and leave the weights of its best epoch in it.
 
     batches: called for each epoch, yields (inputs, labels). score: of the module in evaluation mode, higher is better.
-    checkpoint: a file to go on from and to save each epoch to. Raises RecipeError with neither loss nor teacher, or
-    for a checkpoint of other settings.
+    features: names of values that are to be as the teacher's; both are a TorchGraph then. checkpoint: a file to go on
+    from and to save each epoch to. Raises RecipeError with neither loss nor teacher, for a checkpoint of other
+    settings, or for features that the two do not both have, in one shape.
     """
     if loss is None and teacher is None:
         raise RecipeError("nothing to train for: give a loss, a teacher, or both")
+    for graph in (module, teacher) if features else ():
+        if not isinstance(graph, TorchGraph):
+            raise RecipeError("features are values of graphs: module and teacher must both be a TorchGraph")
+        graph.kept = dict.fromkeys(features, torch.empty(0))
     torch.manual_seed(settings.seed)
     optimizer = torch.optim.Adam(_groups(module, settings))
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs, eta_min=settings.lr * 1e-2)
@@ -86,7 +95,8 @@ def fit(
         for inputs, labels in batches():
             made = call(module, inputs)
             optimizer.zero_grad()
-            _objective(made, labels, inputs, loss, teacher, settings).backward()
+            aim = _objective(made, labels, inputs, loss, teacher, settings)
+            (aim + settings.beta * _apart(module, teacher) if features else aim).backward()
             optimizer.step()
         schedule.step()
         module.eval()
@@ -98,6 +108,8 @@ def fit(
         if path is not None:
             _save(path, module, optimizer, schedule, settings, done, kept)
         progress("train", epoch + 1, settings.epochs)
+    for graph in (module, teacher) if features else ():
+        graph.kept = {}  # type: ignore[union-attr]
     module.load_state_dict(kept)
     module.eval()
     return done
@@ -131,6 +143,17 @@ def _objective(
     )
     distilled = t * t * soft.sum(-1).mean()
     return distilled if loss is None else (1 - settings.alpha) * loss(made, labels) + settings.alpha * distilled
+
+
+def _apart(module: Any, teacher: Any) -> Tensor:
+    """How far the kept values of two graphs are from each other, on the batch that both have just seen."""
+    parts = []
+    for name, theirs in teacher.kept.items():
+        own = module.kept[name]
+        if own.shape != theirs.shape or own.numel() == 0:
+            raise RecipeError(f"feature {name!r}: not a value of both graphs in one shape; choose another")
+        parts.append((own - theirs).square().mean() / theirs.square().mean().clamp(min=1e-12))
+    return torch.stack(parts).mean()
 
 
 def _save(

@@ -49,6 +49,8 @@ class TorchGraph(nn.Module):
             self._last |= {v.name or "": index for v in node.inputs if v is not None}
         self._last |= {v.name or "": len(model.graph) for v in model.graph.outputs}
         self._observe: Mapping[str, Any] = {}
+        self.kept: dict[str, Tensor] = {}
+        """Values of the last call, by name, of those that are put in here before; as they are made, not quantized."""
         self.instead: dict[str, Op] = {}
         """Functions of single nodes, by name, in place of their operator's."""
 
@@ -96,6 +98,8 @@ class TorchGraph(nn.Module):
         return outputs[0] if len(outputs) == 1 else outputs
 
     def _seen(self, name: str, tensor: Tensor) -> Tensor:
+        if name in self.kept:
+            self.kept[name] = tensor
         if name in self._observe and tensor.is_floating_point():
             self._observe[name].update(tensor.detach().cpu().numpy())
         key, readers = self._quantizers.get(name, ("", frozenset()))

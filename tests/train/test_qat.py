@@ -164,6 +164,53 @@ def test_a_run_goes_on_where_it_was_cut_off(calibration, tmp_path):
         fit(resumed, lambda: calibration, score, Fit(epochs=4), checkpoint=tmp_path / "c.pt")
 
 
+def two_layers():
+    """y = relu(x W) V as ONNX; `h` is the hidden value."""
+    rng = np.random.default_rng(0)
+    held = {"W": rng.normal(0, 0.5, (4, 8)).astype(np.float32), "V": rng.normal(0, 0.5, (8, 3)).astype(np.float32)}
+    nodes = [("MatMul", ["x", "W"], "m"), ("Relu", ["m"], "h"), ("MatMul", ["h", "V"], "y")]
+    graph = helper.make_graph(
+        [helper.make_node(op, inputs, [out]) for op, inputs, out in nodes],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [16, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [16, 3])],
+        [numpy_helper.from_array(a, n) for n, a in held.items()],
+    )
+    return ir.serde.deserialize_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)]))
+
+
+def test_features_are_distilled_by_name():
+    """The gradient of W is that of the relative distance, derived here; training brings the hidden values together."""
+    x, labels = torch.randn(16, 4, generator=torch.Generator().manual_seed(1)), torch.zeros(16, dtype=torch.long)
+    teacher, student = TorchGraph(two_layers()), TorchGraph(two_layers())
+    with torch.no_grad():
+        student.constant("W").add_(0.3)
+    w = student.constant("W").detach().clone().requires_grad_()
+    wanted = torch.relu(x @ teacher.constant("W")).detach()
+
+    def apart(weight):
+        return (torch.relu(x @ weight) - wanted).square().sum() / wanted.square().sum()
+
+    apart(w).backward()
+    grads = []
+    student.constant("W").register_hook(grads.append)
+    settings = Fit(epochs=1, lr=0.0, alpha=0.0, beta=2.0)
+    zero = lambda y, labels: 0 * y.sum()  # noqa: E731
+    fit(student, lambda: [(x, labels)], lambda _: 0.0, settings, loss=zero, teacher=teacher, features=["h"])
+    torch.testing.assert_close(grads[0], 2 * w.grad)
+    before = apart(student.constant("W")).item()
+    fit(
+        student, lambda: [(x, labels)] * 40, lambda m: -apart(m.constant("W")).item(),
+        Fit(epochs=4, lr=2e-2, alpha=0.0), loss=zero, teacher=teacher, features=["h"],
+    )  # fmt: skip
+    assert apart(student.constant("W")).item() < before / 20
+    assert student.kept == teacher.kept == {}
+    with pytest.raises(RecipeError, match="feature 'nothing': not a value of both"):
+        fit(student, lambda: [(x, labels)], lambda _: 0.0, teacher=teacher, features=["nothing"])
+    with pytest.raises(RecipeError, match="must both be a TorchGraph"):
+        fit(nn.Linear(4, 3), lambda: [(x, labels)], lambda _: 0.0, teacher=teacher, features=["h"])
+
+
 def test_patience_ends_it(calibration):
     done = fit(digits(calibration), lambda: calibration[:1], lambda _: 0.0, Fit(epochs=9, patience=2))
     assert (len(done.scores), done.best) == (3, 0)
