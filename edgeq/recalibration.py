@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from edgeq import stats as statistics
 from edgeq.calibrate.summary import Summary
 from edgeq.data import open_data
+from edgeq.data.arrays import read_npz
 from edgeq.errors import CalibrationError, RecipeError
 from edgeq.graph import io
 from edgeq.numerics.affine import qparams, reach
 from edgeq.observation import Ways, observe
+from edgeq.passes.observer import HIGH, LOW, observed, observer
 from edgeq.passes.rescale import groups, rescale
 from edgeq.recipe import Recipe
 from edgeq.registry import load
@@ -55,8 +58,9 @@ def recalibrate(
 ) -> list[Drift]:
     """Write the Q-DQ artifact with other activation scales to `output`; gives what moved, the farthest first.
 
-    stats: statistics of its values, as `quantize --save-stats` or this writes them. data: in place of them, what the
-    artifact itself is to run on; save_stats: where to keep what was seen, so that several devices' can be merged.
+    stats: statistics of its values, as `quantize --save-stats` or this writes them, or an .npz of what the observer
+    gave (see `observe_file`). data: in place of them, what the artifact itself is to run on; save_stats: where to keep
+    what was seen, so that several devices' can be merged.
     Raises CalibrationError without either, or for statistics that have none of its values.
     """
     if (stats is None) == (data is None):
@@ -66,7 +70,7 @@ def recalibrate(
     held = groups(model)
     if not held:
         raise CalibrationError(f"{path}: has no Q-DQ pairs of edgeq's; give a static artifact")
-    summaries = statistics.load(Path(stats)).summaries if stats is not None else None
+    summaries = _summaries(Path(stats), model) if stats is not None else None
     if summaries is None:
         found = _seen(path, data, samples, progress)
         summaries = found.summaries
@@ -91,6 +95,36 @@ def recalibrate(
         for n, g in held.items()
     ]
     return sorted(drifts, key=lambda d: -abs(np.log(d.ratio)))
+
+
+def observe_file(artifact: str | os.PathLike[str], output: str | os.PathLike[str]) -> int:
+    """Write the artifact with the outputs `edgeq_low` and `edgeq_high`; gives how many values they tell of.
+
+    Both are float32 (n,). `recalibrate` takes as `stats` an .npz of these names, a run a row: (runs, n).
+    """
+    model = observer(io.load(artifact))
+    io.save(model, output)
+    return len(observed(model))
+
+
+def _summaries(path: Path, model: ir.Model) -> dict[str, Summary]:
+    """Of statistics, or of what an observer gave: extrema alone, so that all calibrators choose what was seen."""
+    try:
+        rows = read_npz(path)
+    except OSError as error:
+        raise CalibrationError(f"{path}: can't be read ({error.strerror}); give a file of statistics") from None
+    if LOW not in rows or HIGH not in rows:
+        return statistics.load(path).summaries
+    names, low, high = list(observed(model)), rows[LOW], rows[HIGH]
+    if low.shape != high.shape or low.ndim != 2 or low.shape[1] != len(names) or not len(low):
+        raise CalibrationError(f"{path}: {LOW} and {HIGH} must be (runs, {len(names)}), not {low.shape}, {high.shape}")
+    if not (np.issubdtype(low.dtype, np.floating) and (low <= high).all()):
+        raise CalibrationError(f"{path}: {LOW} must be floats, none above {HIGH}; give what the observer gave")
+    found = {name: Summary() for name in names}
+    for pair in zip(low.astype(np.float32), high.astype(np.float32), strict=True):
+        for summary, ends in zip(found.values(), np.stack(pair, 1), strict=True):
+            summary.update(ends)
+    return found
 
 
 def _outside(summary: Summary | None, codes: tuple[float, float]) -> float:

@@ -4,13 +4,14 @@ import json
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
 
 import edgeq
 from edgeq.errors import CalibrationError, RecipeError
 from edgeq.numerics.metrics import sqnr_db
-from edgeq.recalibration import recalibrate
+from edgeq.recalibration import observe_file, recalibrate
 from edgeq.recipe import Recipe
 from tests.graph.written import draw, samples, save, text
 from tests.test_recovery import answers
@@ -69,6 +70,30 @@ def test_the_artifact_itself_can_look(case, tmp_path):
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
 
 
+def test_an_observer_tells_how_far_values_went(case, tmp_path):
+    """Its rows are the extrema of what the quantizers read, and the scales made of them are those of minmax."""
+    path, field, old, _, _ = case
+    count = observe_file(old, tmp_path / "eye.onnx")
+    session = ort.InferenceSession(str(tmp_path / "eye.onnx"))
+    got = [session.run(["y", "edgeq_low", "edgeq_high"], feed) for feed in field]
+    np.testing.assert_array_equal(np.concatenate([row[0] for row in got]), answers(old, field))
+    low, high = (np.stack([row[i] for row in got]) for i in (1, 2))
+    assert low.shape == (len(field), count)
+    np.testing.assert_array_equal(low[:, 0], [feed["x"].min() for feed in field])
+    np.testing.assert_array_equal(high[:, 0], [feed["x"].max() for feed in field])
+    np.savez(tmp_path / "seen.npz", edgeq_low=low, edgeq_high=high)
+    moved = {d.value: d for d in recalibrate(old, tmp_path / "a.onnx", stats=tmp_path / "seen.npz")}
+    whole = {d.value: d for d in recalibrate(old, tmp_path / "b.onnx", data=field, calibrator="minmax")}
+    assert {n: d.after for n, d in moved.items()} == {n: d.after for n, d in whole.items()}
+    real = answers(path, field)
+    assert sqnr_db(real, answers(tmp_path / "a.onnx", field)) > sqnr_db(real, answers(old, field)) + 6
+    np.savez(tmp_path / "seen.npz", edgeq_low=low[:, 1:], edgeq_high=high[:, 1:])
+    with pytest.raises(CalibrationError, match="must be"):
+        recalibrate(old, tmp_path / "a.onnx", stats=tmp_path / "seen.npz")
+    with pytest.raises(CalibrationError, match="no Q-DQ pairs"):
+        observe_file(path, tmp_path / "eye.onnx")
+
+
 def test_the_same_field_moves_nothing(case, tmp_path):
     _, field, _, new, stats = case
     drifts = recalibrate(new, tmp_path / "a.onnx", stats=stats)
@@ -112,3 +137,7 @@ def test_the_command(case, tmp_path, run):
     code, out, _ = run("recalibrate", old, "--stats", stats, "-o", tmp_path / "a.onnx")
     assert code == 0
     assert "ranges" in out
+    code, out, _ = run("recalibrate", old, "--observe", "-o", tmp_path / "eye.onnx")
+    assert code == 0
+    assert "edgeq_low" in out
+    assert run("recalibrate", old, "--observe", "--stats", stats, "-o", tmp_path / "eye.onnx")[0] == 2

@@ -9,8 +9,8 @@ costs no channel its resolution. Pairs are taken in turn until nothing moves; a 
 whose channel has one range, so ends at the cube root of all three. (Nagel et al., "Data-Free Quantization Through
 Weight Equalization and Bias Correction", 2019, sections 4.1 and 4.2.)
 
-A Clip at 6 is not homogeneous. A channel that reaches it on no sample may be scaled as long as it still doesn't, one
-that does keeps its scale; without extrema all do.
+A Clip at 6 is not homogeneous. A channel that keeps to half of it on every sample may be scaled as long as it still
+does, so that one that is met later has room; another keeps its scale, and without extrema all do.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ Extrema = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Value → (minimum, maximum) of each of its channels, on the data."""
 
 ROUNDS, SETTLED = 60, 1e-3
+ROOM = 0.5  # of what a Clip lets through
 HOMOGENEOUS = ("Relu", "LeakyRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "Clip", "Flatten")
 
 
@@ -219,8 +220,8 @@ def _scale(pair: Pair, seen: tuple[np.ndarray, np.ndarray] | None, moved: np.nda
     scale = np.where((first > 0) & (second > 0), np.maximum(scale, least), 1.0)
     if tops:
         assert seen is not None
-        free = np.asarray(seen[1], np.float64) / moved < min(tops)
-        scale = np.where(free, np.maximum(scale, np.asarray(seen[1]) / moved / min(tops)), 1.0)
+        used = np.asarray(seen[1], np.float64) / moved / (ROOM * min(tops))
+        scale = np.where(used < 1, np.maximum(scale, used), 1.0)
     return scale
 
 

@@ -7,6 +7,7 @@ to load or run anything. Two reports make a page that compares them.
 from __future__ import annotations
 
 import importlib.resources
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from edgeq.errors import ToolError
 from edgeq.report.drawing import HEIGHT, WIDTH, Bars, Line, Map, bars, curve, decibel_axis, lay_out
 from edgeq.report.inspect import inspect_file
 from edgeq.report.printable import UNPRINTABLE
-from edgeq.report.schema import Report, load
+from edgeq.report.schema import Report, Sensitivity, load
 from edgeq.report.tables import db, mb
 
 MOST_DRAWN, MOST_RANGES, MOST_TENSORS = 1500, 24, 12  # a page is for looking; the JSON has the rest
@@ -34,6 +35,7 @@ class Side:
     layers: Line | None
     ranges: list[tuple[Any, Bars]]
     ledger: list[dict[str, Any]]
+    harm: list[dict[str, Any]]
 
 
 def page(folders: Sequence[Path]) -> str:
@@ -68,7 +70,17 @@ def _side(label: str, folder: Path, report: Report, low: float, high: float) -> 
         curve(layers, low, high) if layers else None,
         [(r, bars(r.counts, (r.lo, r.hi), (r.low, r.high))) for r in clipped_first],
         _ledger(held["tensors"]),
+        _harm(report.sensitivity),
     )
+
+
+def _harm(rows: Sequence[Sensitivity]) -> list[dict[str, Any]]:
+    """The nodes whose rounding alone does most. share: of the sum over all nodes."""
+    total = sum(row.error for row in rows) or 1.0
+    return [
+        {"name": r.name, "op": r.op, "sqnr": -10 * math.log10(r.error) if r.error else None, "share": r.error / total}
+        for r in rows[:MOST_RANGES]
+    ]
 
 
 def _ledger(tensors: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

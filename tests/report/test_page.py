@@ -1,6 +1,7 @@
 """The HTML report: its numbers are those of report.json, it loads and runs nothing, and names can't break out of it."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -203,3 +204,12 @@ def test_bars_show_where_the_range_is_cut():
     made = bars([0, 1, 10, 0], (-2.0, 2.0), (-1.0, 5.0))
     assert (made.left, made.right) == (25.0, 100.0)
     assert made.path.count("M") == 2
+
+
+def test_what_each_node_costs_is_drawn(tmp_path):
+    made = edgeq.quantize(SAMPLES / "digits.onnx", "generic", output=tmp_path / "o", rank=True, **DATA)
+    seen = Text(page([made.folder]))
+    rows = made.report.sensitivity
+    assert f"{rows[0].name} {rows[0].op} {-10 * math.log10(rows[0].error):.1f} dB" in seen.text
+    share = round(100 * rows[0].error / sum(row.error for row in rows), 1)
+    assert ("i", {"style": f"width:{share}%"}) in seen.tags
