@@ -249,7 +249,7 @@ def main(argv: list[str] | None = None) -> int:
     """Print a table, and with --json its rows in a file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--peers", action="store_true", help="also Brevitas and torchao, in environments of their own")
     parser.add_argument("--network", choices=NETWORKS, action="append")
     parser.add_argument("--only", default="", help="rows whose name has this in it")

@@ -213,13 +213,14 @@ def _dynamic_shapes(torch: Any, names: list[str], dynamic: Mapping[str, Sequence
 def _run_exporter(
     torch: Any, module: Any, args: Any, kwargs: Any, file: Path, opset: int, names: list[str], shapes: Any
 ) -> None:
-    if shapes is not None and kwargs:
-        shapes = dict(zip(names, shapes, strict=True))
-    dynamo, further = not _is_packed(module), dict[str, Any]()
+    name = type(module).__name__
+    named, dynamo = dict(zip(names, shapes or (), strict=shapes is not None)), not _is_packed(module)
     if dynamo:
-        further = {"dynamic_shapes": shapes}
-    elif shapes is not None:
-        further = {"dynamic_axes": {n: list(axes) for n, axes in zip(names, shapes, strict=True) if axes}}
+        further: dict[str, Any] = {"dynamic_shapes": named if named and kwargs else shapes}
+    else:
+        args, kwargs = (*args, *kwargs.values()), {}  # it knows none by name
+        module = _wrapped(torch, module)
+        further = {"dynamic_axes": {n: list(axes) for n, axes in named.items() if axes}}
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(stdio.StringIO()), _no_logging():
             warnings.simplefilter("ignore")
@@ -236,7 +237,21 @@ def _run_exporter(
                 **further,
             )
     except Exception as error:  # the exporter raises its own and torch's errors of every kind
-        raise ModelError(f"{type(module).__name__} can't be exported: {_cause(error)}") from None
+        raise ModelError(f"{name} can't be exported: {_cause(error)}") from None
+
+
+def _wrapped(torch: Any, module: Any) -> Any:
+    """The module inside another: the TorchScript exporter takes whatever has a `graph` for a script."""
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, *given: Any) -> Any:
+            return self.inner(*given)
+
+    return Wrapped()
 
 
 @contextlib.contextmanager

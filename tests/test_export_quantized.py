@@ -116,12 +116,17 @@ def test_static_scales_and_codes_arrive(made, tmp_path):
         warnings.simplefilter("ignore")
         module = made()
     theirs, ours = tmp_path / "theirs.onnx", tmp_path / "ours.onnx"
-    export(module, (PICTURES,), theirs)
+    export(
+        module,
+        {"x": PICTURES} if made is fx else (PICTURES,),
+        theirs,
+        dynamic={"x": [0]} if made in (eager, fx) else {},
+    )
     with torch.no_grad():
         wanted = module(PICTURES).numpy()
     step = 0.05 if made is decomposed else float(getattr(getattr(module, "head", None), "scale", np.ptp(wanted) / 255))
     assert np.abs(run(theirs, PICTURES) - wanted).max() <= 1.01 * step
-    np.savez(tmp_path / "calib.npz", x=PICTURES[None].numpy())
+    np.savez(tmp_path / "calib.npz", x=(PICTURES if made in (eager, fx) else PICTURES[None]).numpy())
     found = retarget(theirs, "generic", ours, calib=tmp_path / "calib.npz")
     assert (found.lost, found.measured) == (
         {},
