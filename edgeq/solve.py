@@ -15,6 +15,7 @@ from edgeq.calibrate.summary import Summary
 from edgeq.errors import CalibrationError, ModelError
 from edgeq.graph import io
 from edgeq.graph.edit import all_graphs
+from edgeq.joints import wide_joints
 from edgeq.numerics.affine import MIN_SCALE, bias_params, least_weight_scale, qparams, quantize, quantize_bias, within
 from edgeq.plan import Plan, ValuePlan, WeightPlan
 from edgeq.registry import load
@@ -32,7 +33,7 @@ def solve(
     """The numbers for a plan, and {node: reason} for nodes that have to stay float after all."""
     failed: dict[str, str] = {}
     constants = {v.name: v.const_value for g in all_graphs(model) for v in g.initializers.values()}
-    groups = tie_free(plan, model, _groups(plan, constants, summaries, failed))
+    groups = tie_free(plan, model, wide_joints(plan, model, _groups(plan, constants, summaries, failed)))
     weights: dict[tuple[str, int], QTensor] = {}
     cache: dict[tuple[str, object, str], QTensor] = {}
     for index, weight in enumerate(plan.weights):

@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeq.graph.edit import Names, add_initializer, all_graphs, constant
+from edgeq.joints import wide_joints
 from edgeq.numerics.affine import bias_params, quantize_bias, within
 from edgeq.passes.qdq import zero_point_array
 from edgeq.plan import FOLDED, INTEGER, NodePlan, Plan, ValuePlan
@@ -76,12 +77,13 @@ def _bounds(nodes: list[ir.Node]) -> tuple[float, float]:
 def rescale(model: ir.Model, fresh: Mapping[str, QParams]) -> dict[str, QParams]:
     """Give groups other parameters, in place; gives those that they really got.
 
-    Bounds of Clips and scales of sums are kept to as when the artifact was made. Biases mean what they meant, in codes
-    of the new product of scales.
+    Bounds of Clips, scales of sums and ranges of joints are kept to as when the artifact was made. Biases mean what
+    they meant, in codes of the new product of scales.
     """
     held = groups(model)
     wanted = {name: within(params, *held[name].bounds) for name, params in fresh.items()}
-    settled = tie_free(_plan(model, held), model, {n: wanted.get(n, g.params) for n, g in held.items()})
+    made = _plan(model, held)
+    settled = tie_free(made, model, wide_joints(made, model, {n: wanted.get(n, g.params) for n, g in held.items()}))
     biases = _biases(model)
     for name, group in held.items():
         params = settled[name]
@@ -95,7 +97,7 @@ def rescale(model: ir.Model, fresh: Mapping[str, QParams]) -> dict[str, QParams]
 
 
 def _plan(model: ir.Model, held: Mapping[str, Group]) -> Plan:
-    """As much of a plan as `tie_free` reads."""
+    """As much of a plan as `wide_joints` and `tie_free` read."""
     of_scale = {group.scale: group for group in held.values()}
     nodes, values = [], []
     for graph in all_graphs(model):
@@ -105,8 +107,8 @@ def _plan(model: ir.Model, held: Mapping[str, Group]) -> Plan:
                 value = node.inputs[0] if node.op_type == "QuantizeLinear" else node.outputs[0]
                 assert value is not None
                 values.append(ValuePlan(value.name or "", group.params.spec, group.value, "", False, ()))
-            elif node.op_type == "Add" and all(_coded(v) for v in node.inputs):
-                nodes.append(NodePlan(node.name or "", "Add", INTEGER))
+            elif node.op_type in ("Add", "Concat") and all(_coded(v) for v in node.inputs):
+                nodes.append(NodePlan(node.name or "", node.op_type, INTEGER))
                 readers = [use.node for use in node.outputs[0].uses()]
                 if len(readers) == 1 and readers[0].op_type in ("Relu", "Clip"):
                     nodes.append(NodePlan(readers[0].name or "", readers[0].op_type, FOLDED))
