@@ -5,7 +5,9 @@ One command a file, named as the command. Each imports what it needs when it run
 
 from __future__ import annotations
 
+import errno
 import importlib
+import re
 import signal
 import sys
 from typing import Annotated, Any
@@ -58,17 +60,23 @@ def main() -> None:
     except EdgeqError as error:
         complain(str(error))
         sys.exit(error.exit_code)
-    except MemoryError:
-        complain("out of memory; give it more, or a smaller model or fewer samples")
-        sys.exit(2)
     except (KeyboardInterrupt, typer.Abort):
         complain("interrupted; nothing was written")
         sys.exit(INTERRUPTED)
     except Exception as error:
+        if _starved(error):
+            complain("out of memory; give it more, or a smaller model or fewer samples")
+            sys.exit(2)
         if not hasattr(error, "format_message"):  # click's usage errors have it, whichever click typer carries
             raise
         complain(error.format_message())
         sys.exit(2)
+
+
+def _starved(error: Exception) -> bool:
+    """Whether memory was short. A library that can't be loaded for that says it in words of its own."""
+    loading = isinstance(error, ImportError) and re.search("map segment|bad_alloc|allocate memory", str(error))
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or bool(loading)
 
 
 def _interrupt(*_: Any) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import typer
 
+from edgeq.report.printable import UNPRINTABLE  # not when there is something to say: memory may be short then
+
 
 def judge(found: Any, failure_table: Any, silent: bool) -> None:
     """Exit 1 when the verification failed, with the table of the worst layers."""
@@ -33,8 +35,6 @@ def complain(message: str) -> None:
 
 
 def _printable(text: str) -> str:
-    from edgeq.report.printable import UNPRINTABLE
-
     return UNPRINTABLE.sub("�", re.sub(r"[\r\n]+", " ", text))
 
 

@@ -18,6 +18,7 @@ class Names:
 
     def __init__(self, model: ir.Model) -> None:
         self._used: set[str] = set()
+        self._count: dict[str, int] = {}  # where the last search for a wanted name ended
         for graph in (model.graph, *model.graph.subgraphs()):
             self._used.update(v.name for v in graph.inputs if v.name)
             self._used.update(graph.initializers)
@@ -25,11 +26,12 @@ class Names:
                 self._used.update([node.name or "", *(v.name or "" for v in node.outputs)])
 
     def new(self, wanted: str) -> str:
-        name, count = wanted, 0
+        name, count = wanted, self._count.get(wanted, 0)
         while name in self._used:
             count += 1
             name = f"{wanted}_{count}"
         self._used.add(name)
+        self._count[wanted] = count
         return name
 
 
