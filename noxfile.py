@@ -12,7 +12,7 @@ RUNTIMES = ("1.30", "1.31", "1.32")
 SOURCE = Path(__file__).parent.resolve()
 ALONE = "import edgeq, importlib.util as u; assert u.find_spec('torch') is None; print(edgeq.__path__[0])"
 nox.options.error_on_missing_interpreters = False
-nox.options.sessions = ("job", "sdist", "typed")
+nox.options.sessions = ("job", "sdist")
 
 
 def main_job(session: nox.Session) -> None:
@@ -49,13 +49,6 @@ def sdist(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """All tests; what needs a runtime that isn't there is skipped. Slow, so that it has to be asked for."""
+    """All tests; what needs a runtime that isn't there is skipped. It is slow, so that it has to be asked for."""
     session.install(".", "pytest", "pytest-xdist", "pytest-timeout", "hypothesis", "jinja2", "pyyaml")
     session.run("python", "-m", "pytest", *(session.posargs or ("tests",)))
-
-
-@nox.session(python=PYTHONS[0])
-def typed(session: nox.Session) -> None:
-    """The types of what `edgeq` offers, as a strict checker sees them from outside."""
-    session.install(".", "mypy")
-    session.run("python", "-m", "mypy", "--strict", "--follow-imports=silent", "tests/data/public.py")

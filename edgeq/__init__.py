@@ -8,7 +8,18 @@ from __future__ import annotations
 import importlib
 import sys
 import types
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # a type checker sees the very functions that `__getattr__` finds when they are asked for
+    from edgeq.errors import EdgeqError
+    from edgeq.export import export
+    from edgeq.graph.io import load, save
+    from edgeq.graph.prepare import prepare
+    from edgeq.pipeline import plan_file as plan
+    from edgeq.pipeline import quantize
+    from edgeq.recipe import Recipe
+    from edgeq.types import QSpec
+    from edgeq.verification import verify_files as verify
 
 __version__ = "0.1.0"
 
@@ -24,7 +35,19 @@ _LAZY = {
     "QSpec": ("edgeq.types", "QSpec"),
     "EdgeqError": ("edgeq.errors", "EdgeqError"),
 }
-__all__ = [*_LAZY, "__version__"]
+__all__ = [
+    "EdgeqError",
+    "QSpec",
+    "Recipe",
+    "__version__",
+    "export",
+    "load",
+    "plan",
+    "prepare",
+    "quantize",
+    "save",
+    "verify",
+]
 
 
 class _Package(types.ModuleType):

@@ -61,7 +61,7 @@ def commands(made, out):
 
 @pytest.mark.parametrize("kind", ["static", "weight_only", "gptq", "tune", "package"])
 def test_a_run_killed_at_any_moment_leaves_no_half_artifact(made, tmp_path, kind):
-    """The next run goes on from what is left. One that has ended is begun anew if it resumes, else it is overwritten."""
+    """The next run goes on from what is left; one that ended is begun anew if it resumes, else it is overwritten."""
     out, last = tmp_path / "out", {"package": "SHA256SUMS", "tune": "tuning.json"}.get(kind, "report.json")
     began = time.monotonic()
     (tmp_path / "good").mkdir()
