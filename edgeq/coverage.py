@@ -66,23 +66,27 @@ def integer_share(model: ir.Model) -> float:
     """Of a written artifact's multiply-accumulates, the share with codes on both sides; 0 where there are none."""
     total = integer = 0
     for node, _ in walk(model.graph):
-        if node.op_type in ("MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul"):
-            summed = _dims(node.inputs[1])
-            count = prod(_dims(node.outputs[0])) * prod(summed[1:] if "Conv" in node.op_type else summed[-2:-1])
-            total, integer = total + count, integer + count
-            continue
-        count = macs(node)
-        producers = [v.producer() for v in node.inputs[:2] if v is not None]
-        coded = all(p is not None and p.op_type == "DequantizeLinear" for p in producers)
+        count, coded = multiplications(node)
         total, integer = total + count, integer + (count if coded else 0)
     return integer / max(total, 1)
+
+
+def multiplications(node: ir.Node) -> tuple[int, bool]:
+    """Of a written artifact's node: its multiply-accumulates, and whether both sides are codes."""
+    if node.op_type in ("MatMulInteger", "ConvInteger", "DynamicQuantizeMatMul"):
+        summed = dims(node.inputs[1])
+        return prod(dims(node.outputs[0])) * prod(summed[1:] if "Conv" in node.op_type else summed[-2:-1]), True
+    if node.op_type == "MatMulNBits":
+        return prod(dims(node.outputs[0])) * node.attributes.get_int("K", 1), False
+    producers = [v.producer() for v in node.inputs[:2] if v is not None]
+    return macs(node), all(p is not None and p.op_type == "DequantizeLinear" for p in producers)
 
 
 def macs(node: ir.Node) -> int:
     """Multiply-accumulates of a Conv, ConvTranspose, Gemm or MatMul; free dimensions count as 1, other operators 0."""
     if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
         return 0
-    data, weight, out = (_dims(v) for v in (*node.inputs[:2], node.outputs[0]))
+    data, weight, out = (dims(v) for v in (*node.inputs[:2], node.outputs[0]))
     if node.op_type == "Conv":  # (out channels, in channels of a group, kernel)
         return prod(out) * prod(weight[1:])
     if node.op_type == "ConvTranspose":  # each input element meets (out channels of a group, kernel)
@@ -91,7 +95,8 @@ def macs(node: ir.Node) -> int:
     return prod(out) * summed
 
 
-def _dims(value: ir.Value | None) -> list[int]:
+def dims(value: ir.Value | None) -> list[int]:
+    """The shape, 1 for each free dimension; none where it is unknown."""
     shape = value.shape if value is not None else None
     return [d if isinstance(d, int) else 1 for d in shape] if shape is not None else []
 

@@ -1,6 +1,6 @@
 """From a budget to an artifact: methods are tried in order of what they cost, and kept only if the metric says so.
 
-    as given → observers → equalize, smooth → bias_correct → learned rounding → nodes in float → dynamic
+    as given → observers → passes → learned rounding → nodes in float → passes again → dynamic
 
 Each trial is a recipe, quantized and verified as `edgeq quantize` does it, in a folder named by the hash of all that it
 depends on: one that is there already is not run again, so a tuning that was cut off goes on. Nodes go float in the
@@ -24,6 +24,7 @@ import msgspec
 import numpy as np
 
 from edgeq.coverage import integer_share
+from edgeq.energy import energy
 from edgeq.errors import EdgeqError, RecipeError
 from edgeq.graph import io
 from edgeq.observation import statistics_key
@@ -40,14 +41,16 @@ from edgeq.types import Progress, silent
 CALIBRATORS = ("mse", "percentile", "minmax", "entropy")
 ROUNDINGS = ("mse", "adaround", "gptq")
 TRIALS = ".trials"
+SUITS = {"equalize": {"Conv", "Gemm"}, "smooth": {"MatMul", "Gemm"}, "bias_correct": {"Conv", "Gemm", "MatMul"}}
 
 
 @dataclass(frozen=True)
 class Goal:
     """What the artifact must have. max_drop: of the metric, absolute, or of float's value when `relative`.
 
-    min_sqnr: dB, of the worst output. max_bytes: of the file. min_speedup: times as fast as float. min_integer: share
-    of the multiply-accumulates. time_budget: seconds after which no second trial is begun.
+    min_sqnr: dB, of the worst output. max_bytes: of the file. min_speedup: times as fast as float. max_energy: mJ of a
+    run, as `edgeq.energy` estimates them. min_integer: share of the multiply-accumulates. time_budget: seconds after
+    which no second trial is begun.
     """
 
     max_drop: float | None = None
@@ -55,6 +58,7 @@ class Goal:
     min_sqnr: float | None = None
     max_bytes: int | None = None
     min_speedup: float | None = None
+    max_energy: float | None = None
     min_integer: float = 0.0
     time_budget: float = float("inf")
 
@@ -71,6 +75,8 @@ class Goal:
             found.append(f"takes {trial.bytes} bytes of {self.max_bytes}")
         if self.min_speedup is not None and not trial.speedup >= self.min_speedup:
             found.append(f"is {trial.speedup:.2f} times as fast as float of {self.min_speedup:g}")
+        if self.max_energy is not None and trial.energy > self.max_energy:
+            found.append(f"takes {trial.energy:.4g} mJ of {self.max_energy:g}")
         if trial.integer < self.min_integer:
             found.append(f"has {trial.integer:.0%} of its multiplications in integers of {self.min_integer:.0%}")
         return found
@@ -176,7 +182,8 @@ def tune(
     )
     if search.attempt("as given", chosen) is None:
         raise EdgeqError(search.trials[-1].problem)
-    for step, change in _steps({node.op_type for node in io.read_graph(path).graph.all_nodes()}):
+    ops = {node.op_type for node in io.read_graph(path).graph.all_nodes()}
+    for step, change in _steps(ops):
         if search.done and not everything:
             break
         changed = change(search.recipe)
@@ -184,6 +191,10 @@ def tune(
             search.attempt(step, changed)
     if not search.done:
         _mix(search)
+    for step, change in _repairs(ops):  # what one bad layer made useless may help now that it is float
+        changed = None if search.done else change(search.recipe)
+        if changed is not None:
+            search.attempt(f"{step} behind that", changed)
     if not search.done:
         search.attempt("dynamic", msgspec.structs.replace(chosen, method="dynamic", passes=()))
     search.settle()
@@ -203,21 +214,26 @@ def tune(
 
 def _steps(ops: set[str]) -> Iterator[tuple[str, Callable[[Recipe], Recipe | None]]]:
     """What suits the operators, tried before any node is given up; each a change of the best recipe so far."""
-    suits = {"equalize": {"Conv", "Gemm"}, "smooth": {"MatMul", "Gemm"}, "bias_correct": {"Conv", "Gemm", "MatMul"}}
 
     def setting(**fields: Any) -> Callable[[Recipe], Recipe | None]:
         return lambda recipe: msgspec.structs.replace(recipe, **fields)
 
+    for name in CALIBRATORS:
+        yield f"calibrator {name}", setting(calibrator=name)
+    yield from _repairs(ops)
+    for name in ROUNDINGS:
+        yield f"weights {name}", setting(weight=name)
+
+
+def _repairs(ops: set[str]) -> Iterator[tuple[str, Callable[[Recipe], Recipe | None]]]:
+    """The passes that suit the operators; None for a recipe that has one already."""
+
     def adding(name: str) -> Callable[[Recipe], Recipe | None]:
         return lambda r: msgspec.structs.replace(r, passes=(*r.passes, name)) if name not in r.passes else None
 
-    for name in CALIBRATORS:
-        yield f"calibrator {name}", setting(calibrator=name)
-    for name, wanted in suits.items():
+    for name, wanted in SUITS.items():
         if ops & wanted:
             yield name, adding(name)
-    for name in ROUNDINGS:
-        yield f"weights {name}", setting(weight=name)
 
 
 def _mix(search: _Search) -> None:
@@ -254,12 +270,11 @@ def _trial(step: str, digest: str, report: Report, folder: Path, seconds: float)
     if runtime is not None and runtime.latency_ms and runtime.float_latency_ms:
         speed = runtime.float_latency_ms / runtime.latency_ms
     decibels = [999.0 if o.sqnr_db is None else o.sqnr_db for o in report.outputs]
-    share = (
-        integer_share(io.read_graph(folder / report.artifact.file)) if report.artifact.file.endswith(".onnx") else 1.0
-    )
+    made = io.read_graph(folder / report.artifact.file) if report.artifact.file.endswith(".onnx") else None
+    share, joules = (integer_share(made), energy(made)) if made is not None else (1.0, 0.0)
     return Trial(
         step, digest, metric.name, metric.reference, metric.quantized, metric.drop, min(decibels, default=999.0),
-        report.artifact.bytes, share, speed, seconds,
+        report.artifact.bytes, share, speed, joules, seconds,
     )  # fmt: skip
 
 

@@ -82,13 +82,37 @@ def test_nodes_go_float_where_nothing_else_is_enough(case, tmp_path):
     assert best.integer == max(t.integer for t in met)
 
 
+def test_a_repair_is_tried_again_behind_float_nodes(case, tmp_path, monkeypatch):
+    """One that does nothing for the whole may do something once the worst layer is out of the way."""
+    path, aim, data = case
+    run, seen = tune.quantize, []
+
+    def harmful_at_first(*args, recipe, **kwargs):
+        made = run(*args, recipe=recipe, **kwargs)
+        seen.append(recipe)
+        if "equalize" in recipe.passes and not recipe.rule:
+            (made.folder / "report.json").unlink()
+            raise EdgeqError("not yet")
+        return made
+
+    monkeypatch.setattr(tune, "quantize", harmful_at_first)
+    found = tune.tune(path, aim, data, tmp_path / "out", goal=Goal(min_sqnr=300.0, max_bytes=10))
+    steps = [trial.step for trial in found.trials]
+    assert "equalize behind that" in steps
+    assert any("equalize" in recipe.passes and recipe.rule for recipe in seen)
+    assert steps.index("equalize") < steps.index("sensitivity") < steps.index("equalize behind that")
+
+
 def test_what_cannot_be_met_is_said(case, tmp_path):
     path, aim, data = case
-    found = tune.tune(path, aim, data, tmp_path / "out", goal=Goal(min_sqnr=90.0, max_bytes=10, min_integer=0.99))
+    found = tune.tune(
+        path, aim, data, tmp_path / "out", goal=Goal(min_sqnr=90.0, max_bytes=10, max_energy=1e-9, min_integer=0.99)
+    )
     assert not found.met
     assert "no trial meets the budget" in found.sentence
     assert "dB of 90" in found.sentence
     assert "bytes of 10" in found.sentence
+    assert "mJ of 1e-09" in found.sentence
     assert (tmp_path / "out" / "model.onnx").exists()
     digests = {t.digest: t for t in found.trials if not t.problem}
     for digest in found.front:  # no other trial is better in every respect

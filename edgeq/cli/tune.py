@@ -27,6 +27,7 @@ def tune(
     min_sqnr: MinSqnr = None,
     max_bytes: Annotated[int | None, typer.Option(help="Of the file.")] = None,
     min_speedup: Annotated[float | None, typer.Option(help="Times as fast as float.")] = None,
+    max_energy: Annotated[float | None, typer.Option(help="Millijoules of a run, as edgeq estimates them.")] = None,
     min_integer: Annotated[float, typer.Option(help="Share of multiplications in integers, 0 to 1.")] = 0.0,
     time_budget: Annotated[float, typer.Option(help="Seconds after which no further trial begins.")] = float("inf"),
     recipe: Annotated[Path | None, typer.Option(help="A recipe.toml to start from.")] = None,
@@ -46,7 +47,9 @@ def tune(
         drop = None if max_drop is None else float(max_drop.rstrip("%")) / (100 if max_drop.endswith("%") else 1)
     except ValueError:
         raise RecipeError(f"--max-drop {max_drop}: give a number, such as 0.005 or 0.5%") from None
-    goal = Goal(drop, (max_drop or "").endswith("%"), min_sqnr, max_bytes, min_speedup, min_integer, time_budget)
+    goal = Goal(
+        drop, (max_drop or "").endswith("%"), min_sqnr, max_bytes, min_speedup, max_energy, min_integer, time_budget
+    )
     with progress(quiet or as_json) as advance:
         found = find(
             model,

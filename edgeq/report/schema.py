@@ -206,9 +206,9 @@ class Report(msgspec.Struct, frozen=True):
 class Trial(msgspec.Struct, frozen=True):
     """One recipe, quantized and verified. digest: the folder that holds it. drop: float's metric minus its own.
 
-    integer: share of the multiply-accumulates. speedup: over float, 0 where nothing was timed. seconds: 0 where it was
-    found, not run. kept: it was the best so far. misses: what of the budget it doesn't meet. problem: why it has no
-    figures.
+    integer: share of the multiply-accumulates. speedup: over float, 0 where nothing was timed. energy: mJ, as
+    `edgeq.energy` estimates it, 0 for other formats than ONNX. seconds: 0 where it was found, not run. kept: it was the
+    best so far. misses: what of the budget it doesn't meet. problem: why it has no figures.
     """
 
     step: str
@@ -221,6 +221,7 @@ class Trial(msgspec.Struct, frozen=True):
     bytes: int = 0
     integer: float = 0.0
     speedup: float = 0.0
+    energy: float = 0.0
     seconds: float = 0.0
     kept: bool = False
     misses: tuple[str, ...] = ()

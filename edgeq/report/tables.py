@@ -99,14 +99,22 @@ def tuning_table(found: Tuning) -> list[Any]:
     for t in found.trials:
         time = "found" if not t.seconds and not t.problem else f"{t.seconds:.1f} s"
         if t.problem:
-            rows.append((t.step, t.problem, "", "", "", "", time, ""))
+            rows.append((t.step, t.problem, "", "", "", "", "", time, ""))
             continue
-        figures = (f"{t.value:.4f}", f"{t.drop:+.4f}", f"{t.sqnr_db:.1f} dB", mb(t.bytes), f"{t.integer:.0%}", time)
+        figures = (
+            f"{t.value:.4f}",
+            f"{t.drop:+.4f}",
+            f"{t.sqnr_db:.1f} dB",
+            mb(t.bytes),
+            f"{t.integer:.0%}",
+            f"{t.energy:.3g} mJ",
+            time,
+        )
         mark = "taken" if t.digest == found.best else "better" if t.kept else ""
         rows.append((t.step, *figures, mark))
     name = next((t.metric for t in found.trials if t.metric), "metric")
-    columns = ("step", name, "drop", "worst SQNR", "size", "integer MACs", "time", "")
-    return [table("", columns, rows, right=(1, 2, 3, 4, 5, 6)), plain(found.sentence)]
+    columns = ("step", name, "drop", "worst SQNR", "size", "integer MACs", "energy", "time", "")
+    return [table("", columns, rows, right=(1, 2, 3, 4, 5, 6, 7)), plain(found.sentence)]
 
 
 def sensitivity_table(report: Report) -> list[Any]:
