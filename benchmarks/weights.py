@@ -50,6 +50,9 @@ METHODS = {
     "adaround": EVERY,
     "gptq --at-once": EVERY,
     "gptq": tuple(OURS),
+    "nf4": (INT4,),
+    "iq4_nl": (INT4,),
+    "kmeans_scaled": EVERY,
 }
 PEERS = {
     "default": tuple(name for name, (bits, _) in UNIFORM.items() if bits != 3),

@@ -37,7 +37,8 @@ def _add(build: Builder, node: ir.Node, correction: Correction) -> None:
         narrow = build.before(node, "MatMul", [data, left], "low_rank", inner)
     part = build.before(node, "MatMul", [narrow, right], "correction", out.shape)
     name, out.name = out.name or "", build.names.new(f"{out.name}_coded")
-    whole = make_node("Add", [out, part], name, FLOAT, out.shape)
+    own = build.names.new(f"{name}_corrected")  # a node may have the name of what it gives
+    whole = make_node("Add", [out, part], name, FLOAT, out.shape, name=own)
     node.graph.insert_after(node, whole)
     out.replace_all_uses_with(whole.outputs[0], replace_graph_outputs=True)
     whole.replace_input_with(0, out)

@@ -270,6 +270,20 @@ def test_the_corrections_of_a_graph_output(tmp_path):
     assert sqnr_db(x @ w, y) > 50  # a full rank makes up for everything
 
 
+@pytest.mark.parametrize("weight", ["rtn", "nf4"])
+def test_nodes_may_be_named_after_their_outputs(tmp_path, weight):
+    proto = parser.parse_model(text("y = MatMul (x, w)", "float[N,64] x"))
+    proto.graph.node[0].name = "y"
+    proto.graph.initializer.append(numpy_helper.from_array(draw(64, 48), "w"))
+    onnx.save(proto, tmp_path / "named.onnx")
+    made = edgeq.quantize(
+        tmp_path / "named.onnx", "generic", None, tmp_path / "out", method="weight_only", weight=weight,
+        recipe=Recipe(low_rank=48, outliers=0.1), check=False,
+    )  # fmt: skip
+    y, _ = run(onnx.load(made.artifact), tmp_path, x=draw(5, 64))
+    assert sqnr_db(draw(5, 64) @ draw(64, 48), y) > 35
+
+
 def test_data_and_rules_from_end_to_end(tmp_path):
     """Layer by layer, on data: what is kept is taken up again, each rule holds, and data helps."""
     body = "a = MatMul (x, w1)  r = Relu (a)  y = MatMul (r, w2)"
