@@ -39,7 +39,7 @@ def in_processes(model: Path, tasks: Sequence[bytes], folder: Path, progress: Pr
             place.mkdir()
             (place / "task").write_bytes(task)
             output = stack.enter_context(tempfile.TemporaryFile())
-            argv = [sys.executable, "-c", _CHILD, str(model), str(place)]
+            argv = [sys.executable, "-c", _CHILD, str(model), str(place), str(os.getpid())]
             child = process.start(argv, what="worker", env=env, stdout=output, stderr=output)
             stack.callback(process.kill_group, child)
             children.append((child, place, output))
@@ -59,14 +59,17 @@ def in_processes(model: Path, tasks: Sequence[bytes], folder: Path, progress: Pr
         return [(place / "result").read_bytes() for place in places]
 
 
-def serve(model: str, place: str) -> None:
-    """The life of a worker process: `place/task` in, `place/result` or `place/error` out, `done` grows by sample."""
-    folder, parent = Path(place), os.getppid()
+def serve(model: str, place: str, parent: str) -> None:
+    """The life of a worker process: `place/task` in, `place/result` or `place/error` out, `done` grows by sample.
+
+    parent: the number of the process that asked, which may be gone before this one has come so far as to look.
+    """
+    folder = Path(place)
     with open(folder / "done", "wb", buffering=0) as done:
 
         def advance(_: int) -> None:
             done.write(b".")
-            if os.getppid() != parent:
+            if os.getppid() != int(parent):
                 raise ToolError("the process that asked for this part is gone")
 
         try:
