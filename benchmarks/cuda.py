@@ -21,10 +21,10 @@ import numpy as np
 import edgeq
 from benchmarks import models
 from edgeq import target as targets
-from edgeq.bench import bench
 from edgeq.errors import EdgeqError
 from edgeq.runners.places import Place, of_target
-from edgeq.verification import verify_files
+from edgeq.verifying.bench import bench
+from edgeq.verifying.verification import verify_files
 from sample_models import tinypy
 
 Feeds = list[dict[str, np.ndarray]]

@@ -11,9 +11,10 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["edgeq"]):
-    from edgeq import golden, stats
+    from edgeq.collecting import stats
     from edgeq.errors import EdgeqError
     from edgeq.formats import gguf, tflite_read
+    from edgeq.verifying import golden
 
 from benchmarks.fuzz import corpus
 from tests.attacks.sandbox import Sandbox

@@ -30,15 +30,15 @@ import edgeq
 from benchmarks import baseline, peers, tasks
 from benchmarks.latency import machine
 from edgeq import target as targets
-from edgeq.coverage import integer_share
 from edgeq.data import Dataset
 from edgeq.errors import EdgeqError
 from edgeq.graph import io
 from edgeq.graph.prepare import prepare
 from edgeq.passes.equalize import pairs
+from edgeq.planning.coverage import integer_share
 from edgeq.recipe import Recipe
-from edgeq.recovery import channels
 from edgeq.report.tables import tuning_table
+from edgeq.search.recovery import channels
 from edgeq.target import Target
 from edgeq.tune import Goal, tune
 

@@ -60,9 +60,9 @@ def of_nodes(nodes: int) -> dict[str, float]:
     from edgeq.graph import io
     from edgeq.graph.prepare import prepare
     from edgeq.passes import qdq
-    from edgeq.planner import plan
+    from edgeq.planning.planner import plan
+    from edgeq.planning.solve import solve
     from edgeq.recipe import Recipe
-    from edgeq.solve import solve
 
     aim, seen, seconds = target.load("x86_64"), Summary(), {}
     seen.update(np.array([-4, 4], np.float32))

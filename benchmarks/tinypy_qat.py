@@ -143,7 +143,7 @@ def check(codes: Path, path: Path) -> None:
     from edgeq import target as targets
     from edgeq.graph.prepare import prepare
     from edgeq.passes import weight_only
-    from edgeq.planner import plan
+    from edgeq.planning.planner import plan
     from edgeq.recipe import Recipe
     from sample_models import tinypy
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # a type checker sees the very functions that `__getattr__` f
     from edgeq.pipeline import quantize
     from edgeq.recipe import Recipe
     from edgeq.types import QSpec
-    from edgeq.verification import verify_files as verify
+    from edgeq.verifying.verification import verify_files as verify
 
 __version__ = "0.1.0"
 
@@ -30,7 +30,7 @@ _LAZY = {
     "prepare": ("edgeq.graph.prepare", "prepare"),
     "plan": ("edgeq.pipeline", "plan_file"),
     "quantize": ("edgeq.pipeline", "quantize"),
-    "verify": ("edgeq.verification", "verify_files"),
+    "verify": ("edgeq.verifying.verification", "verify_files"),
     "Recipe": ("edgeq.recipe", "Recipe"),
     "QSpec": ("edgeq.types", "QSpec"),
     "EdgeqError": ("edgeq.errors", "EdgeqError"),
@@ -51,7 +51,7 @@ __all__ = [
 
 
 class _Package(types.ModuleType):
-    """Importing `edgeq.plan` or `edgeq.verify` would put the module in the place of the function of that name."""
+    """Importing `edgeq.export` would put the module in the place of the function of that name."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _LAZY and isinstance(value, types.ModuleType)):

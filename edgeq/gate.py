@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeq.collecting.observation import statistics_key
 from edgeq.errors import RecipeError
 from edgeq.graph import io
 from edgeq.lock import Locked, Seen
-from edgeq.observation import statistics_key
 from edgeq.pipeline import quantize
 from edgeq.recipe import Recipe
 from edgeq.recipe import dump as dump_recipe

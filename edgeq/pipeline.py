@@ -14,27 +14,28 @@ import msgspec
 import onnx_ir as ir
 from onnx_ir.passes.common import NameFixPass, TopologicalSortPass
 
-from edgeq import golden, passes, recovery
+from edgeq import passes
 from edgeq import recipe as recipes
 from edgeq import target as targets
-from edgeq.allocation import allocated
 from edgeq.calibrate.summary import Summary
-from edgeq.costs import costly_joins
-from edgeq.coverage import Coverage, coverage
+from edgeq.collecting.datafree import batch_moments
+from edgeq.collecting.layerwise import solve_layers
+from edgeq.collecting.observation import Ways, gather
+from edgeq.collecting.shards import chosen as drawn_by
 from edgeq.data import Dataset
-from edgeq.datafree import batch_moments
 from edgeq.errors import RecipeError, TargetError, ToolError
 from edgeq.graph import io
 from edgeq.graph.prepare import prepare
 from edgeq.graph.shapes import fix_shapes
-from edgeq.layerwise import solve_layers
-from edgeq.observation import Ways, gather
-from edgeq.outliers import split_outliers
 from edgeq.passes.integer_ends import as_codes, strip_ends
 from edgeq.passes.integer_only import integer_only
 from edgeq.passes.tables import store_tables
-from edgeq.plan import Plan
-from edgeq.planner import plan
+from edgeq.planning.costs import costly_joins
+from edgeq.planning.coverage import Coverage, coverage
+from edgeq.planning.outliers import split_outliers
+from edgeq.planning.plan import Plan
+from edgeq.planning.planner import plan
+from edgeq.planning.solve import solve
 from edgeq.recipe import Recipe
 from edgeq.registry import load
 from edgeq.report import build as reports
@@ -43,13 +44,14 @@ from edgeq.report.folder import publish, work_folder
 from edgeq.report.schema import Report, dump
 from edgeq.request import aim_of, open_samples, resolve_recipe, shaped_as, with_images
 from edgeq.runners.places import of_target
+from edgeq.search import recovery
+from edgeq.search.allocation import allocated
 from edgeq.search.sensitivity import sensitivity
-from edgeq.shards import chosen as drawn_by
-from edgeq.solve import solve
 from edgeq.target import Method, Target
 from edgeq.types import Progress, Stats, silent
-from edgeq.verification import verify_files
-from edgeq.verify import Budget, MetricFunction
+from edgeq.verifying import golden
+from edgeq.verifying.verification import verify_files
+from edgeq.verifying.verify import Budget, MetricFunction
 
 REWRITES: dict[Method, str] = {
     "static": "qdq",
@@ -108,8 +110,9 @@ def quantize(
     target: by default the recipe's. calib: see `edgeq.data.open_data`; only the static method needs it.
     eval_data: what to verify on, by default `calib`. check: whether to verify. layers: measure every layer too.
     also: further targets to verify on.
-    workers, dask, stats, save_stats, keep, device, rank: see `edgeq.observation.Ways`. recorded: see `edgeq.verify`.
-    data_free: calibrate on made-up data. bpw, max_bytes: see `edgeq.allocation`.
+    workers, dask, stats, save_stats, keep, device, rank: see `edgeq.collecting.observation.Ways`.
+    recorded: see `edgeq.verify`.
+    data_free: calibrate on made-up data. bpw, max_bytes: see `edgeq.search.allocation`.
     settings: fields of the recipe, which win over `recipe`'s; None leaves one as it is.
     Raises an EdgeqError, and then leaves nothing behind.
     """

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from edgeq import stats as statistics
 from edgeq.calibrate.summary import Summary
+from edgeq.collecting import stats as statistics
+from edgeq.collecting.observation import Ways, observe
 from edgeq.data import open_data
 from edgeq.data.arrays import read_npz
 from edgeq.errors import CalibrationError, RecipeError
 from edgeq.graph import io
 from edgeq.numerics.affine import qparams, reach
-from edgeq.observation import Ways, observe
 from edgeq.passes.observer import HIGH, LOW, observed, observer
 from edgeq.passes.rescale import groups, rescale
 from edgeq.recipe import Recipe

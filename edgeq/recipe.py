@@ -80,8 +80,8 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     scale a channel; integers have 2, 3 (4 outside MatMul and Gemm), 4 or 8 bits, codebooks any from 2 to 8. outliers,
     low_rank: of packed matrices, the share of features that are kept real, and the rank of what makes up for their
     rounding. sequential: packed weights are solved on what the quantized layers before them make of the data.
-    passes: repair of static quantization (see `edgeq/recovery.py`): equalize and smooth before rounding, bias_correct
-    behind it.
+    passes: repair of static quantization (see `edgeq/search/recovery.py`): equalize and smooth before rounding,
+    bias_correct behind it.
     """
 
     schema_version: Literal[1] = 1

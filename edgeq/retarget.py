@@ -16,21 +16,21 @@ from onnx_ir.passes.common import TopologicalSortPass
 from edgeq import passes
 from edgeq import target as targets
 from edgeq.calibrate.summary import Summary
+from edgeq.collecting.observation import Ways, gather
 from edgeq.data import open_data
 from edgeq.errors import ModelError, TargetError
 from edgeq.formats import encodings as aimet
 from edgeq.graph import io
 from edgeq.graph.prepare import plain, prepare
 from edgeq.numerics.affine import dequantize, middle, params_shape, quantize
-from edgeq.observation import Ways, gather
 from edgeq.passes.qoperator import to_qdq
 from edgeq.passes.strip_qdq import Encodings, strip_qdq
 from edgeq.passes.tables import store_tables
-from edgeq.plan import Plan
-from edgeq.planner import plan
+from edgeq.planning.plan import Plan
+from edgeq.planning.planner import plan
+from edgeq.planning.solve import activation_params, bias_tensors
 from edgeq.recipe import Recipe
 from edgeq.registry import load
-from edgeq.solve import activation_params, bias_tensors
 from edgeq.target import Target
 from edgeq.types import INT_RANGES, PerChannel, PerTensor, QParams, QSpec, QTensor, Solution, silent
 

@@ -75,7 +75,8 @@ class Rule(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     those that the kernel applies itself, so that the range needn't end at 0. min_rank, max_rank: of the activation; 0
     for any. channel_rank: per-channel scales only for weights of up to so many dimensions, 0 for any. constant: may one
     operand be a constant, for `join`. data: how many leading inputs are activations, 0 for all that are float. split:
-    outlying channels of its input may be split (see `edgeq/outliers.py`). only: the values that attributes must have.
+    outlying channels of its input may be split (see `edgeq/planning/outliers.py`). only: the values that attributes
+    must have.
     """
 
     ops: tuple[str, ...]
@@ -116,9 +117,11 @@ class Target(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     dedicated_pairs: each reader gets a Q-DQ pair of its own.
     cpu_kernels: it is onnxruntime's CPU provider, so placement can be read in the graph that this one optimizes.
     whole: nothing may stay float; every input and output is quantized.
-    saturates: u8·s8 products are summed in pairs of 16 bits, which large weights overflow (see `edgeq/saturation.py`).
+    saturates: u8·s8 products are summed in pairs of 16 bits, which large weights overflow (see
+    `edgeq/planning/saturation.py`).
     accuracy_level: of MatMulNBits: 4 multiplies by the input rounded to int8 in blocks, 0 by the input as it is.
-    kernels: weight algorithm whose codes are no integers → the operator that takes them (see `edgeq/forms.py`).
+    kernels: weight algorithm whose codes are no integers → the operator that takes them (see
+    `edgeq/planning/forms.py`).
     passes_before, passes_after: modules of `edgeq/passes` with `rewrite(model)`, run on the prepared model and on the
     quantized one, for the runtime's own sake.
     """

@@ -23,20 +23,20 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from edgeq.coverage import integer_share
-from edgeq.energy import energy
+from edgeq.collecting.observation import statistics_key
 from edgeq.errors import EdgeqError, RecipeError
 from edgeq.graph import io
-from edgeq.observation import statistics_key
 from edgeq.pipeline import quantize
+from edgeq.planning.coverage import integer_share
+from edgeq.planning.energy import energy
 from edgeq.recipe import Override, Recipe
 from edgeq.recipe import dump as dump_recipe
 from edgeq.report.build import versions
 from edgeq.report.folder import publish, work_folder
 from edgeq.report.schema import Report, Trial, Tuning, dump, load
 from edgeq.request import resolve_recipe
-from edgeq.scores import Agreement, MetricFunction
 from edgeq.types import Progress, silent
+from edgeq.verifying.scores import Agreement, MetricFunction
 
 CALIBRATORS = ("mse", "percentile", "minmax", "entropy")
 ROUNDINGS = ("mse", "adaround", "gptq")
@@ -49,8 +49,8 @@ class Goal:
     """What the artifact must have. max_drop: of the metric, absolute, or of float's value when `relative`.
 
     min_sqnr: dB, of the worst output. max_bytes: of the file. min_speedup: times as fast as float. max_energy: mJ of a
-    run, as `edgeq.energy` estimates them. min_integer: share of the multiply-accumulates. time_budget: seconds after
-    which no second trial is begun.
+    run, as `edgeq.planning.energy` estimates them. min_integer: share of the multiply-accumulates. time_budget:
+    seconds after which no second trial is begun.
     """
 
     max_drop: float | None = None

@@ -20,7 +20,7 @@ from edgeq import gate, lock, pipeline
 from edgeq.lock import Allowance, Lock, Locked, Seen
 from edgeq.report.gate import gate_tables, junit, markdown
 from edgeq.runners import cpu
-from edgeq.verification import verify_files
+from edgeq.verifying.verification import verify_files
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "sample_models"

@@ -7,7 +7,7 @@ import pytest
 
 import edgeq
 from edgeq.graph import io
-from edgeq.verify import Budget
+from edgeq.verifying.verify import Budget
 from tests.graph.written import draw, integer, samples, save, text
 
 BODY = "a = MatMul (x, u) r = Relu (a) b = Gemm <transB = 1> (r, v) s = Relu (b) y = MatMul (s, w)"

@@ -9,7 +9,7 @@ from edgeq import target as targets
 from edgeq.data import open_data
 from edgeq.errors import CalibrationError
 from edgeq.numerics.metrics import sqnr_db
-from edgeq.verify import verify
+from edgeq.verifying.verify import verify
 from tests.graph.written import CONV, draw, integer, quantize, samples, save, text
 
 

@@ -9,11 +9,12 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from edgeq import golden, pipeline
+from edgeq import pipeline
 from edgeq.data import open_data
 from edgeq.errors import EdgeqError
 from edgeq.recipe import Recipe
-from edgeq.verification import verify_files
+from edgeq.verifying import golden
+from edgeq.verifying.verification import verify_files
 
 SAMPLES = Path(__file__).resolve().parent.parent / "sample_models"
 DIGITS, CALIB, EVAL = SAMPLES / "digits.onnx", str(SAMPLES / "digits_calib.npz"), str(SAMPLES / "digits.npz")

@@ -10,7 +10,7 @@ from tests.require import require
 RIGHT = """
 import edgeq
 from edgeq.pipeline import Result
-from edgeq.plan import Plan
+from edgeq.planning.plan import Plan
 
 recipe: edgeq.Recipe = edgeq.Recipe(method="dynamic")
 made: Plan = edgeq.plan("m.onnx", "x86_64", recipe)

@@ -14,7 +14,7 @@ from edgeq.numerics.metrics import sqnr_db
 from edgeq.recalibration import observe_file, recalibrate
 from edgeq.recipe import Recipe
 from tests.graph.written import draw, samples, save, text
-from tests.test_recovery import answers
+from tests.search.test_recovery import answers
 
 BODY = """a = Conv<pads=[1,1,1,1]>(x, w1, b1) r = Clip(a, low, six) c = Conv(r, w2, b2) t = Add(c, r) s = Relu(t)
 p = GlobalAveragePool(s) f = Flatten(p) y = Gemm<transB=1>(f, w4, b4)"""

@@ -11,13 +11,13 @@ import pytest
 from onnx import numpy_helper, parser
 
 from edgeq import target, tune
-from edgeq.coverage import integer_share
 from edgeq.errors import EdgeqError, RecipeError
 from edgeq.numerics.metrics import sqnr_db
+from edgeq.planning.coverage import integer_share
 from edgeq.tune import Goal
 from tests.command import matmul
 from tests.graph.written import draw, samples, save, text
-from tests.test_recovery import BODY, answers, unequal
+from tests.search.test_recovery import BODY, answers, unequal
 
 PER_TENSOR = """name = "whole"
 title = "one scale a weight"

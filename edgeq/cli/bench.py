@@ -24,11 +24,11 @@ def bench(
 ) -> None:
     """Time models side by side, in turns; speed-ups are over the first one."""
     from edgeq import target as targets
-    from edgeq.bench import bench as run
     from edgeq.errors import RecipeError
     from edgeq.report.comparisons import bench_table
     from edgeq.report.schema import dump
     from edgeq.runners.places import board, of_target
+    from edgeq.verifying.bench import bench as run
 
     counts = threads.split(",")
     if not all(count.isdecimal() and int(count) for count in counts):

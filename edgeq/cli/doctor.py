@@ -34,8 +34,8 @@ def _probe(names: list[str], as_json: bool) -> None:
     import msgspec
 
     from edgeq import target as targets
-    from edgeq.probe import probe
     from edgeq.report.tables import listing
+    from edgeq.verifying.probe import probe
 
     found = [probe(targets.load(name)) for name in names]
     wrong = [

@@ -76,7 +76,7 @@ def quantize(
     from edgeq import pipeline
     from edgeq.report.schema import dump
     from edgeq.report.tables import failure_table, result_table, sensitivity_table
-    from edgeq.verify import Budget
+    from edgeq.verifying.verify import Budget
 
     with progress(quiet or as_json) as advance:
         result = pipeline.quantize(

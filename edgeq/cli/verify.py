@@ -39,8 +39,8 @@ def verify(
     from edgeq.report.schema import dump
     from edgeq.report.tables import failure_table, verify_table
     from edgeq.runners.places import board
-    from edgeq.verification import verify_files
-    from edgeq.verify import Budget
+    from edgeq.verifying.verification import verify_files
+    from edgeq.verifying.verify import Budget
 
     with progress(quiet or as_json) as advance:
         found = verify_files(

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeq.graph.edit import constant, is_constant, sole_consumer, static_shape
-from edgeq.plan import walk
+from edgeq.planning.plan import walk
 from edgeq.types import INT_RANGES
 
 Q, DQ = "QuantizeLinear", "DequantizeLinear"

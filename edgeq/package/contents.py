@@ -21,13 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from edgeq import golden
 from edgeq.errors import EdgeqError, RecipeError, TargetError, VerifyError
-from edgeq.golden import Golden
 from edgeq.graph import io
 from edgeq.report.printable import UNPRINTABLE
 from edgeq.report.schema import Report, load
 from edgeq.report.tables import db, mb
+from edgeq.verifying import golden
+from edgeq.verifying.golden import Golden
 
 NAME = re.compile(r"[a-z][a-z0-9-]{0,62}")
 VERSION = re.compile(r"\d+\.\d+\.\d+")

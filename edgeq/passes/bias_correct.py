@@ -17,7 +17,7 @@ import onnx_ir as ir
 from edgeq.graph.edit import Names, add_initializer, constant
 from edgeq.numerics.affine import storage_dtype
 from edgeq.passes.equalize import put, shift_bias
-from edgeq.plan import weight_axis
+from edgeq.planning.plan import weight_axis
 
 
 def with_biases(model: ir.Model) -> ir.Model:

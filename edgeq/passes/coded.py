@@ -7,7 +7,7 @@
 
 A byte holds 8, 4, 2 or 1 codes of 1, 2, 4 or 8 bits, the first in its lowest bits, and a constant of 256 rows says
 which. Codes of other sizes lie in planes: 3 bits are one plane of 2 and one of 1, whose sum they are.
-`edgeq/forms.py` chooses.
+`edgeq/planning/forms.py` chooses.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from math import lcm
 import numpy as np
 import onnx_ir as ir
 
-from edgeq.forms import LOOKED_UP, bnb4_block, kernel
 from edgeq.graph.edit import drop_unused_initializers, nodes_named, replace
 from edgeq.numerics import floats, pack
 from edgeq.passes.builder import FLOAT, Builder
+from edgeq.planning.forms import LOOKED_UP, bnb4_block, kernel
 from edgeq.target import Target
 from edgeq.types import Coded, PerBlock, PerChannel, Solution
 

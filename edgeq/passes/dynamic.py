@@ -22,7 +22,7 @@ from edgeq.graph.edit import (
     replace,
 )
 from edgeq.numerics.affine import storage_dtype
-from edgeq.plan import DYNAMIC, Plan
+from edgeq.planning.plan import DYNAMIC, Plan
 from edgeq.target import Target
 from edgeq.types import QTensor, Solution
 

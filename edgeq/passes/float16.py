@@ -18,7 +18,7 @@ from edgeq.graph.edit import (
     make_node,
 )
 from edgeq.graph.float16 import half_slots
-from edgeq.plan import HALF, Plan
+from edgeq.planning.plan import HALF, Plan
 from edgeq.target import Target
 from edgeq.types import Solution
 

@@ -4,7 +4,7 @@
 
 The codes of x at a sixth of their scale are x / 6, and the saturation of uint8 is the clip. onnxruntime fuses this into
 QLinearAdd and QLinearMul; its HardSwish is two float kernels, between a DequantizeLinear and a QuantizeLinear. The
-scales of the sum are tie-free (`edgeq.sums`), so that every machine rounds it alike.
+scales of the sum are tie-free (`edgeq.planning.sums`), so that every machine rounds it alike.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeq.graph.edit import Names, add_initializer, all_graphs, constant, make_node, remove, sole_consumer
-from edgeq.sums import tie_free_scale
+from edgeq.planning.sums import tie_free_scale
 
 STEP = np.asarray(1 / 255, np.float32)
 

@@ -22,7 +22,7 @@ from edgeq.graph.edit import (
 )
 from edgeq.numerics.affine import quantize
 from edgeq.passes.split_outliers import split
-from edgeq.plan import STORED, Plan, ValuePlan
+from edgeq.planning.plan import STORED, Plan, ValuePlan
 from edgeq.target import Target
 from edgeq.types import PerBlock, PerChannel, QParams, QTensor, Solution
 

@@ -9,11 +9,11 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeq.graph.edit import Names, add_initializer, all_graphs, constant
-from edgeq.joints import wide_joints
 from edgeq.numerics.affine import bias_params, quantize_bias, within
 from edgeq.passes.qdq import zero_point_array
-from edgeq.plan import FOLDED, INTEGER, NodePlan, Plan, ValuePlan
-from edgeq.sums import tie_free
+from edgeq.planning.joints import wide_joints
+from edgeq.planning.plan import FOLDED, INTEGER, NodePlan, Plan, ValuePlan
+from edgeq.planning.sums import tie_free
 from edgeq.types import QParams, QSpec
 
 SUFFIX = "_scale"

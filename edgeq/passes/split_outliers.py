@@ -4,7 +4,7 @@
     x → Gather → Mul → Add → QuantizeLinear → Concat → DequantizeLinear → MatMul, Gemm
 
 Scale and zero point are the same throughout. The weight's rows of the split channels become 0, since their codes in
-x saturate, and are repeated behind the others for the parts, which `edgeq/outliers.py` defines.
+x saturate, and are repeated behind the others for the parts, which `edgeq/planning/outliers.py` defines.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeq.graph.edit import Names, add_initializer, constant, drop_unused_initializers, make_node, nodes_named
-from edgeq.plan import SplitPlan
+from edgeq.planning.plan import SplitPlan
 
 
 def split(model: ir.Model, splits: Sequence[SplitPlan]) -> ir.Model:

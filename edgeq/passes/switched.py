@@ -11,7 +11,7 @@ import onnx_ir as ir
 from edgeq.graph.edit import Names, add_initializer, make_node
 from edgeq.numerics.affine import dequantize
 from edgeq.passes.qdq import zero_point_array
-from edgeq.plan import INTEGER, Plan
+from edgeq.planning.plan import INTEGER, Plan
 from edgeq.types import QParams, Solution
 
 INPUT = "edgeq_switches"

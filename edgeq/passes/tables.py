@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from edgeq.graph.edit import Names, add_initializer, all_graphs, drop_unused_initializers, make_node, replace
 from edgeq.passes.qdq import Writer
-from edgeq.plan import STORED, Plan
+from edgeq.planning.plan import STORED, Plan
 from edgeq.types import Solution
 
 

@@ -22,7 +22,7 @@ from edgeq.graph.edit import MS_DOMAIN, add_initializer, drop_unused_initializer
 from edgeq.numerics import pack
 from edgeq.passes import coded, corrected
 from edgeq.passes.builder import FLOAT, Builder
-from edgeq.plan import PACKED, Plan
+from edgeq.planning.plan import PACKED, Plan
 from edgeq.target import Target
 from edgeq.types import PerBlock, PerChannel, QParams, QTensor, Solution
 

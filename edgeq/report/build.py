@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from edgeq.graph import io
-from edgeq.plan import BRIDGE, DYNAMIC, FLOAT, FOLDED, HALF, INTEGER, QUIET, STORED, Plan
+from edgeq.planning.plan import BRIDGE, DYNAMIC, FLOAT, FOLDED, HALF, INTEGER, QUIET, STORED, Plan
 from edgeq.recipe import Recipe
 from edgeq.report.evidence import Evidence
 from edgeq.report.schema import FileInfo, FloatNode, Nodes, Report, Verification

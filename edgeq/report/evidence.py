@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from edgeq.calibrate.summary import Summary
 from edgeq.numerics.affine import reach
-from edgeq.plan import Plan, walk
+from edgeq.planning.plan import Plan, walk
 from edgeq.report.schema import ActivationRange, DrawnNode, Sensitivity
 from edgeq.types import QParams
 

@@ -207,8 +207,8 @@ class Trial(msgspec.Struct, frozen=True):
     """One recipe, quantized and verified. digest: the folder that holds it. drop: float's metric minus its own.
 
     integer: share of the multiply-accumulates. speedup: over float, 0 where nothing was timed. energy: mJ, as
-    `edgeq.energy` estimates it, 0 for other formats than ONNX. seconds: 0 where it was found, not run. kept: it was the
-    best so far. misses: what of the budget it doesn't meet. problem: why it has no figures.
+    `edgeq.planning.energy` estimates it, 0 for other formats than ONNX. seconds: 0 where it was found, not run. kept:
+    it was the best so far. misses: what of the budget it doesn't meet. problem: why it has no figures.
     """
 
     step: str

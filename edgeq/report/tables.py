@@ -11,8 +11,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from edgeq.coverage import Coverage
-from edgeq.plan import FLOAT, Plan
+from edgeq.planning.coverage import Coverage
+from edgeq.planning.plan import FLOAT, Plan
 from edgeq.report.printable import UNPRINTABLE
 from edgeq.report.schema import OutputDrift, Report, Tuning, Verification
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from edgeq.eligible import attribute_of
 from edgeq.graph import io
 from edgeq.graph.edit import all_graphs
-from edgeq.plan import DATA_INPUTS
+from edgeq.planning.eligible import attribute_of
+from edgeq.planning.plan import DATA_INPUTS
 from edgeq.runners import cpu
 from edgeq.target import Target
 

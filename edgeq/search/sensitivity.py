@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from edgeq.coverage import macs
 from edgeq.data import Dataset, Feeds
 from edgeq.graph import io
 from edgeq.passes.switched import INPUT, switched
-from edgeq.plan import Plan
+from edgeq.planning.coverage import macs
+from edgeq.planning.plan import Plan
 from edgeq.registry import load
 from edgeq.report.schema import Sensitivity
 from edgeq.types import Progress, Solution, silent

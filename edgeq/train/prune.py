@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgeq.errors import RecipeError
-from edgeq.plan import WEIGHT_INDEX, weight_axis
+from edgeq.planning.plan import WEIGHT_INDEX, weight_axis
 from edgeq.train.graph import TorchGraph
 from edgeq.types import QParams, QTensor
 

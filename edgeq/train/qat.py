@@ -35,12 +35,12 @@ from edgeq.graph import io
 from edgeq.graph.prepare import prepare
 from edgeq.passes.hard_swish import STEP
 from edgeq.passes.tables import store_tables
-from edgeq.plan import Plan
-from edgeq.planner import plan
+from edgeq.planning.plan import Plan
+from edgeq.planning.planner import plan
+from edgeq.planning.solve import activation_params, bias_tensors
+from edgeq.planning.sums import tie_free_scale
 from edgeq.recipe import Recipe
 from edgeq.registry import load
-from edgeq.solve import activation_params, bias_tensors
-from edgeq.sums import tie_free_scale
 from edgeq.target import Target
 from edgeq.train.coded import THRESHOLDS, Shared, Signs, TwoScales
 from edgeq.train.fake import FakeBias, FakeQuantize, Steps, round_through

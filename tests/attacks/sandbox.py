@@ -68,8 +68,9 @@ class Sandbox:
 
 
 def read(kind: str, file: str) -> None:
-    from edgeq import golden, stats
+    from edgeq.collecting import stats
     from edgeq.formats import gguf, tflite_read
+    from edgeq.verifying import golden
 
     if kind == "gguf":
         for tensor in gguf.read(file).tensors.values():

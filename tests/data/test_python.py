@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import edgeq
-from edgeq import stats
+from edgeq.collecting import stats
 from edgeq.data import open_data
 from edgeq.errors import CalibrationError
 from tests.graph.written import draw, save, text

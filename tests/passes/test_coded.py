@@ -13,17 +13,17 @@ from onnx import numpy_helper, parser
 import edgeq
 from edgeq import registry
 from edgeq import target as targets
+from edgeq.collecting.layerwise import solve_layers
 from edgeq.errors import RecipeError
 from edgeq.graph import io
 from edgeq.graph.prepare import prepare
-from edgeq.layerwise import solve_layers
 from edgeq.numerics import codebook
 from edgeq.numerics.metrics import sqnr_db
 from edgeq.passes import weight_only
 from edgeq.passes.tables import store_tables
 from edgeq.pipeline import plan_file
-from edgeq.plan import PACKED, STORED
-from edgeq.planner import plan
+from edgeq.planning.plan import PACKED, STORED
+from edgeq.planning.planner import plan
 from edgeq.recipe import Override, Recipe
 from edgeq.types import Coded, PerBlock
 from tests.graph.written import draw, samples, save, text

@@ -14,9 +14,9 @@ from edgeq.graph.prepare import prepare
 from edgeq.numerics.metrics import sqnr_db
 from edgeq.passes.dynamic import make_dynamic
 from edgeq.passes.tables import store_tables
-from edgeq.planner import plan
+from edgeq.planning.planner import plan
+from edgeq.planning.solve import solve
 from edgeq.recipe import Recipe
-from edgeq.solve import solve
 
 TARGET = targets.load("x86_64")
 

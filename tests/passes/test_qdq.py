@@ -10,8 +10,8 @@ from onnx.reference import ReferenceEvaluator
 from edgeq.graph import io
 from edgeq.numerics.metrics import sqnr_db
 from edgeq.passes.qdq import insert_qdq
-from edgeq.plan import INTEGER, BiasPlan, NodePlan, Plan, ValuePlan, WeightPlan
-from edgeq.solve import solve
+from edgeq.planning.plan import INTEGER, BiasPlan, NodePlan, Plan, ValuePlan, WeightPlan
+from edgeq.planning.solve import solve
 from edgeq.types import PerBlock, PerChannel, PerTensor, QParams, QSpec, QTensor, Solution
 
 U8 = QSpec("uint8", False, PerTensor())

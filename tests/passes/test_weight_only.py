@@ -15,10 +15,10 @@ from edgeq.numerics import affine
 from edgeq.numerics.metrics import sqnr_db
 from edgeq.passes import weight_only
 from edgeq.passes.tables import store_tables
-from edgeq.plan import PACKED, STORED
-from edgeq.planner import plan
+from edgeq.planning.plan import PACKED, STORED
+from edgeq.planning.planner import plan
+from edgeq.planning.solve import solve
 from edgeq.recipe import Override, Recipe
-from edgeq.solve import solve
 from edgeq.types import PerBlock, PerChannel, QParams, QSpec, QTensor
 from edgeq.weights import rtn
 

@@ -6,14 +6,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import edgeq
-from edgeq import golden, stats
 from edgeq.calibrate.summary import Summary
+from edgeq.collecting import stats
 from edgeq.data import open_data
 from edgeq.errors import RecipeError
 from edgeq.recipe import Recipe
 from edgeq.registry import load
 from edgeq.runners.feedback import with_state
-from edgeq.verification import verify_files
+from edgeq.verifying import golden
+from edgeq.verifying.verification import verify_files
 from tests.graph.written import draw
 
 W, U = draw(4, 8, seed=3), draw(8, 8, seed=4) * np.float32(0.3)

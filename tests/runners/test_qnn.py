@@ -8,7 +8,7 @@ from onnx import TensorProto, helper
 from edgeq import pipeline
 from edgeq.errors import ToolError
 from edgeq.runners import qnn
-from edgeq.verification import verify_files
+from edgeq.verifying.verification import verify_files
 from tests.require import require
 from tests.runners import tiny
 from tests.runners.test_same_bits import BUILDERS

@@ -10,10 +10,10 @@ import pytest
 
 from benchmarks import models
 from edgeq import pipeline
-from edgeq.matrix import output_codes
 from edgeq.registry import load
 from edgeq.runners import cpu
 from edgeq.runners.jobs import JobSession, operators
+from edgeq.verifying.matrix import output_codes
 from tests.require import require
 from tests.runners.test_conduct import INSTALL
 from tests.runners.test_ssh import board  # noqa: F401 (a fixture)

@@ -1,0 +1,101 @@
+"""Samples that walk through a model from cut to cut, so that each node runs once and little is held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeq.data import Feeds
+from edgeq.graph import io
+from edgeq.graph.edit import is_constant
+from edgeq.planning.plan import WeightPlan
+from edgeq.registry import load
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Layers that read `value`, which is known once the nodes before `cut` have run."""
+
+    value: str
+    cut: int
+    layers: tuple[WeightPlan, ...]
+
+
+@dataclass
+class Stream:
+    """Samples on their way through a model: one .npz a sample, of the values that nodes from `cut` on will read.
+
+    memory: hold them there instead, for few samples.
+    """
+
+    model: ir.Model
+    folder: Path
+    cut: int = 0
+    live: tuple[str, ...] = ()
+    count: int = 0
+    memory: dict[int, Feeds] | None = None
+
+    def start(self, data: Iterable[Feeds]) -> None:
+        self.folder.mkdir()
+        for feeds in data:
+            self._write(self.count, feeds)
+            self.count += 1
+        self.live = tuple(v.name or "" for v in self.model.graph.inputs)
+
+    def advance(self, stage: Stage) -> None:
+        """Run the nodes up to the stage's cut on every sample."""
+        wanted = tuple(dict.fromkeys([stage.value, *_read_after(self.model.graph, stage.cut)]))
+        fresh = [name for name in wanted if name not in self.live]
+        if fresh:
+            inputs = [name for name in self.live if self._feeds(name)]
+            graph = ir.convenience.extract(self.model.graph, inputs, fresh)
+            piece = ir.Model(graph, ir_version=self.model.ir_version, functions=list(self.model.functions.values()))
+            path = self.folder / "piece.onnx"
+            io.save(piece, path)
+            session = load("edgeq.runners", "cpu").open_session(path, threads=1)
+            needed = {v.name for v in graph.inputs}
+            for index in range(self.count):
+                held = self._read(index)
+                made = session.run({k: v for k, v in held.items() if k in needed})
+                self._write(index, {k: v for k, v in {**held, **made}.items() if k in wanted})
+            session.close()
+        self.cut, self.live = stage.cut, wanted
+
+    def each(self, name: str) -> Iterator[np.ndarray]:
+        return (self._read(index)[name] for index in range(self.count))
+
+    def change(self, name: str, function: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Put another array in the place of a value, sample by sample."""
+        for index in range(self.count):
+            held = self._read(index)
+            self._write(index, {**held, name: function(held[name])})
+
+    def _feeds(self, name: str) -> bool:
+        return name not in self.model.graph.initializers
+
+    def _read(self, index: int) -> Feeds:
+        if self.memory is not None:
+            return self.memory[index]
+        with np.load(self.folder / f"{index}.npz", allow_pickle=False) as held:
+            return {name: held[name] for name in held.files}
+
+    def _write(self, index: int, values: Feeds) -> None:
+        if self.memory is not None:
+            self.memory[index] = values
+            return
+        np.savez(self.folder / f"{index}.npz", **values)  # type: ignore[arg-type]
+
+
+def _read_after(graph: ir.Graph, cut: int) -> list[str]:
+    """Values of the main graph, no constants, that are there before `cut` and read behind it or given out."""
+    before = set(graph.inputs) | {v for node in list(graph)[:cut] for v in node.outputs}
+    found: dict[str, None] = {}
+    for node in list(graph)[cut:]:
+        bodies = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+        for reader in (node, *(n for body in bodies for n in body.all_nodes())):
+            found |= dict.fromkeys(v.name or "" for v in reader.inputs if v in before and not is_constant(v))
+    return list(found)
