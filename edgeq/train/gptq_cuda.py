@@ -22,7 +22,7 @@ def takes(spec: QSpec) -> bool:
 
 
 def quantize(
-    w: np.ndarray, spec: QSpec, stats: Stats, damping: float = 0.01, candidates: int = 20, device: str = "cuda"
+    w: np.ndarray, spec: QSpec, stats: Stats, damping: float | None = None, candidates: int = 20, device: str = "cuda"
 ) -> QTensor:
     """Codes of `w`, as `gptq.quantize` without descent gives them up to float32 rounding, for a spec that it
     `takes`. Raises what `gptq.quantize` raises.

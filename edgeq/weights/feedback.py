@@ -22,11 +22,11 @@ _NEAR = 32  # the same, of the descent
 
 
 def refine(
-    w: np.ndarray, spec: QSpec, stats: Stats, found: Coded, scales: bool, damping: float = 0.01, sweeps: int = 10
+    w: np.ndarray, spec: QSpec, stats: Stats, found: Coded, scales: bool, damping: float | None = None, sweeps: int = 10
 ) -> Coded:
     """`found` with codes, and scales where they are free to move, of less error of the layer's output.
 
-    spec: tells the weight's features from its channels. damping: λ over the mean of diag(H). sweeps: of the descent.
+    spec: tells the weight's features from its channels. damping: as of `gptq`. sweeps: of the descent.
     Raises RecipeError when the statistics don't fit the weight.
     """
     of = rows(w, spec)

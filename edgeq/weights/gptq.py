@@ -22,14 +22,14 @@ NEEDS_DATA = True
 
 
 def quantize(
-    w: np.ndarray, spec: QSpec, stats: Stats | None = None, damping: float = 0.01, act_order: bool = False,
+    w: np.ndarray, spec: QSpec, stats: Stats | None = None, damping: float | None = None, act_order: bool = False,
     static_groups: bool = False, block: int = 128, sweeps: int = 10, candidates: int = 20,
 ) -> QTensor:  # fmt: skip
     """Codes of `w` that give the least error of the layer's output on the data that `stats` are of.
 
-    damping: λ over the mean of diag(H). act_order: features of large H_kk first; it implies static_groups, where all
-    scales are chosen before the first rounding. block: features between two updates of all others. sweeps: of
-    `descend`, 0 for the published algorithm. candidates: ranges tried for a scale.
+    damping: λ over the mean of diag(H), None as `hessian` has it. act_order: features of large H_kk first; it implies
+    static_groups, where all scales are chosen before the first rounding. block: features between two updates of all
+    others. sweeps: of `descend`, 0 for the published algorithm. candidates: ranges tried for a scale.
     Raises ModelError for an empty or non-finite weight, RecipeError when statistics do not fit the weight.
     """
     if stats is None:

@@ -15,6 +15,8 @@ from edgeq.errors import RecipeError
 from edgeq.numerics import affine
 from edgeq.types import PerBlock, PerChannel, PerTensor, QParams, QSpec, QTensor, Stats
 
+SHRINKAGE, LEAST_DAMPING = 0.2, 0.003  # see `hessian`
+
 
 @dataclass(frozen=True, eq=False)
 class Rows:
@@ -86,13 +88,18 @@ def rows(w: np.ndarray, spec: QSpec) -> Rows:
     return Rows(np.ascontiguousarray(x), group, w.shape, axis, channel, spec)
 
 
-def hessian(stats: Stats, features: int, size: int, damping: float) -> np.ndarray:
+def hessian(stats: Stats, features: int, size: int, damping: float | None) -> np.ndarray:
     """H + damping · mean(diag H) · I, float64 (size, size); features beyond those of the statistics are independent.
 
-    A feature that is always 0 gets the mean. Raises RecipeError when the statistics are of other features.
+    damping: None for what the data asks for. The fewer rows there are for each feature, the less of what H says is so
+    of other data, and the nearer it should be to a multiple of I (Ledoit and Wolf, "A well-conditioned estimator for
+    large-dimensional covariance matrices", 2004). A feature that is always 0 gets the mean. Raises RecipeError when
+    the statistics are of other features.
     """
     if len(stats.gram) != features:
         raise RecipeError(f"statistics of {len(stats.gram)} features do not fit a weight of {features}")
+    if damping is None:
+        damping = max(SHRINKAGE * features / max(stats.count, 1), LEAST_DAMPING)
     h = np.eye(size)
     h[:features, :features] = stats.gram / max(stats.count, 1)
     diagonal = h.diagonal()[:features]

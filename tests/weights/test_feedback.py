@@ -58,7 +58,7 @@ def test_without_descent_it_is_the_published_recurrence():
     spec = QSpec("uint4", granularity=PerBlock(0, 16))
     start = nf4.encode(w, spec, stats)
     found = feedback.refine(w, spec, stats, start, True, sweeps=0)
-    h, left = hessian(stats, K, K, 0.01), w.astype(np.float64)
+    h, left = hessian(stats, K, K, None), w.astype(np.float64)
     wanted = np.empty((K, N), int)
     for k in range(K):
         inverse = np.linalg.inv(h[k:, k:])
@@ -74,7 +74,7 @@ def test_no_single_code_or_scale_is_left_to_improve():
     w, stats = layer()
     spec = QSpec("uint4", granularity=PerBlock(0, 16))
     found = feedback.refine(w, spec, stats, nf4.encode(w, spec, stats), True, sweeps=60)
-    h = hessian(stats, K, K, 0.01)
+    h = hessian(stats, K, K, None)
     real = codebook.real(found).astype(np.float64)
     g = h @ (w - real)
     gain = 0.0
