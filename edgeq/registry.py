@@ -5,7 +5,9 @@ A folder is the registry; nothing registers itself when imported, and nothing is
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
 import pkgutil
 from types import ModuleType
 
@@ -21,11 +23,13 @@ def names(package: str, having: str | None = None) -> list[str]:
     return [n for n in listed if hasattr(importlib.import_module(f"{package}.{n}"), having)]
 
 
+@functools.cache
 def load(package: str, name: str, having: str | None = None) -> ModuleType:
-    """The module `package.name`. Raises RecipeError that lists the valid names when there is none."""
+    """The module `package.name`, and no other of its package. Raises RecipeError that lists the valid names."""
     key = name.replace("-", "_")
-    valid = names(package, having)
-    if key not in valid:
-        kind = package.rsplit(".", 1)[-1]
-        raise RecipeError(f"no {name!r} in {kind}: choose one of {', '.join(valid)}")
-    return importlib.import_module(f"{package}.{key}")
+    if key.isidentifier() and not key.startswith("_") and importlib.util.find_spec(f"{package}.{key}"):
+        module = importlib.import_module(f"{package}.{key}")
+        if having is None or hasattr(module, having):
+            return module
+    kind, valid = package.rsplit(".", 1)[-1], names(package, having)
+    raise RecipeError(f"no {name!r} in {kind}: choose one of {', '.join(valid)}")
