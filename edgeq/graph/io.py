@@ -109,7 +109,7 @@ def save_graph(model: ir.Model, path: Path) -> None:
 def files(path: str | os.PathLike[str]) -> list[Path]:
     """The model's file and every external data file that it names, in name order; a .tflite file names none."""
     path = Path(path)
-    if path.suffix == ".tflite" or not _mentions(path, b"location"):
+    if path.suffix == ".tflite" or (path.is_file() and not _mentions(path, b"location")):
         return [path]
     beside = {Path(t.path) for t in _tensors(load(path)) if isinstance(t, ir.ExternalTensor)}
     return [path, *sorted(beside)]
@@ -119,8 +119,6 @@ def _mentions(path: Path, word: bytes) -> bool:
     """Whether a file holds these bytes. Without `location`, the key that names one, no tensor can lie in another file:
     a model's weights need not be read into memory, twice as protobuf does it, to learn that.
     """
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file; give the path of an .onnx model")
     held = b""
     with open(path, "rb") as stream:
         while chunk := stream.read(1 << 20):

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from edgeq.graph.edit import all_graphs
-from edgeq.numerics.affine import qparams, within
+from edgeq.numerics.affine import qparams, reach, within
 from edgeq.planning.plan import INTEGER, Plan
 from edgeq.types import QParams
 
@@ -26,16 +26,10 @@ def wide_joints(plan: Plan, model: ir.Model, groups: Mapping[str, QParams]) -> d
         if out is None or out.group not in found or out.fixed is not None:
             continue
         parts = [values[v.name or ""].group for v in node.inputs if v is not None and v.name in values]
-        low, high = _reach(found[out.group])
-        ends = [_reach(found[part]) for part in parts if part in found and part != out.group]
+        low, high = reach(found[out.group])
+        ends = [reach(found[part]) for part in parts if part in found and part != out.group]
         lowest, highest = min([low, *(e[0] for e in ends)]), max([high, *(e[1] for e in ends)])
         slack = float(found[out.group].scale) / 2  # a zero point is a whole code
         if lowest < low - slack or highest > high + slack:
             found[out.group] = within(qparams(lowest, highest, out.spec), *out.bounds)
     return found
-
-
-def _reach(params: QParams) -> tuple[float, float]:
-    """The numbers that the lowest and the highest code stand for."""
-    zero, scale = int(params.zero_point), float(params.scale)
-    return (params.spec.qmin - zero) * scale, (params.spec.qmax - zero) * scale

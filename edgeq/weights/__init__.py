@@ -6,17 +6,11 @@ says it (0: a channel), and `SCALED`: whether any number may be a scale. With da
 
 from __future__ import annotations
 
-from functools import cache
 from types import ModuleType
 
-from edgeq.errors import RecipeError
-from edgeq.registry import load, names
+from edgeq.registry import load
 
 
-@cache
 def algorithm(name: str) -> ModuleType:
     """The module of that name. Raises RecipeError that lists those there are."""
-    valid = sorted([*names(__name__, "quantize"), *names(__name__, "encode")])
-    if name.replace("-", "_") not in valid:
-        raise RecipeError(f"no {name!r} in weights: choose one of {', '.join(valid)}")
-    return load(__name__, name)
+    return load(__name__, name, "quantize", "encode")

@@ -14,7 +14,7 @@ from edgeq.errors import CalibrationError, RecipeError
 from edgeq.numerics import affine
 from edgeq.types import QSpec, Range
 
-NAMES = registry.names("edgeq.calibrate", having="choose")
+NAMES = registry.names("edgeq.calibrate", "choose")
 SPECS = [
     QSpec("int8"),
     QSpec("uint8", symmetric=False),

@@ -20,7 +20,7 @@ ACCUMULATORS = {
     "summary": lambda: Summary(histogram=Histogram()),
     "gram": lambda: Gram.of(FEATURES),
 }
-NAMES = registry.names("edgeq.calibrate", having="choose")
+NAMES = registry.names("edgeq.calibrate", "choose")
 
 
 def batches(kind="summary"):

@@ -28,7 +28,7 @@ from edgeq.recipe import Override, Recipe
 from edgeq.types import Coded, PerBlock
 from tests.graph.written import draw, samples, save, text
 
-NAMES = registry.names("edgeq.weights", having="encode")
+NAMES = registry.names("edgeq.weights", "encode")
 TARGET = msgspec.structs.replace(targets.load("generic"), accuracy_level=0)
 PLAIN = msgspec.structs.replace(TARGET, kernels={})
 KERNELS = {"nf4": "MatMulBnb4", "fp4": "MatMulBnb4", "fp8_e4m3": "DequantizeLinear", "fp8_e5m2": "DequantizeLinear"}

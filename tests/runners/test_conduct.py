@@ -22,7 +22,7 @@ from tests.runners.test_litert import two_layers
 from tests.runners.test_ssh import board  # noqa: F401 (a fixture)
 from tests.runners.test_web import folder, processes  # noqa: F401 (a fixture)
 
-RUNNERS = registry.names("edgeq.runners", having="open_session")
+RUNNERS = registry.names("edgeq.runners", "open_session")
 CHILDREN = [*(n for n in RUNNERS if n not in ("cpu", "cuda", "emulator")), "chromium"]
 INSTALL = {"chromium": "apt install chromium", "ssh": "apt install openssh-server", "qnn": "edgeq doctor --install qnn"}
 

@@ -10,7 +10,7 @@ from edgeq.errors import EdgeqError, RecipeError
 from edgeq.runners.session import COMMON
 from tests.runners import tiny
 
-RUNNERS = registry.names("edgeq.runners", having="open_session")
+RUNNERS = registry.names("edgeq.runners", "open_session")
 
 
 def test_all_are_here() -> None:

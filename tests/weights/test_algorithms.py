@@ -10,7 +10,7 @@ from edgeq.errors import ModelError, RecipeError
 from edgeq.numerics import affine, metrics
 from edgeq.types import INT_RANGES, PerBlock, PerChannel, PerTensor, QSpec, Stats
 
-NAMES = registry.names("edgeq.weights", having="quantize")
+NAMES = registry.names("edgeq.weights", "quantize")
 CASES = [
     ((24, 64), QSpec("int8", granularity=PerChannel(0))),
     ((24, 64), QSpec("int4", granularity=PerBlock(1, 32))),

@@ -13,7 +13,7 @@ from edgeq.numerics.metrics import sqnr_db
 from edgeq.types import PerBlock, PerChannel, PerTensor, QSpec, Stats
 from edgeq.weights import fp4, fp8_e4m3, fp8_e5m2, iq4_nl, kmeans, kmeans_groups, kmeans_scaled, log2, mse, nf4
 
-NAMES = registry.names("edgeq.weights", having="encode")
+NAMES = registry.names("edgeq.weights", "encode")
 SHAPES = [
     ((24, 64), PerBlock(1, 32)),
     ((50, 24), PerBlock(0, 16)),

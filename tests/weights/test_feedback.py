@@ -10,7 +10,7 @@ from edgeq.types import PerBlock, PerChannel, QSpec, Stats
 from edgeq.weights import algorithm, feedback, gptq, nf4
 from edgeq.weights.rows import hessian, output_error
 
-NAMES = registry.names("edgeq.weights", having="encode")
+NAMES = registry.names("edgeq.weights", "encode")
 K, N = 64, 24
 
 
