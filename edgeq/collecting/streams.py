@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +25,20 @@ class Stage:
     layers: tuple[WeightPlan, ...]
 
 
+@dataclass(frozen=True)
+class _File:
+    """An array's bytes and nothing else: what it is stays here."""
+
+    path: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+
 @dataclass
 class Stream:
-    """Samples on their way through a model: one .npz a sample, of the values that nodes from `cut` on will read.
+    """Samples on their way through a model: a file a sample and value, of the values that nodes from `cut` on will read.
 
-    memory: hold them there instead, for few samples.
+    in_memory: hold them there instead, for few samples.
     """
 
     model: ir.Model
@@ -37,7 +46,9 @@ class Stream:
     cut: int = 0
     live: tuple[str, ...] = ()
     count: int = 0
-    memory: dict[int, Feeds] | None = None
+    in_memory: bool = False
+    written: int = 0
+    held: dict[tuple[int, str], np.ndarray | _File] = field(default_factory=dict)
 
     def start(self, data: Iterable[Feeds]) -> None:
         self.folder.mkdir()
@@ -57,37 +68,46 @@ class Stream:
             path = self.folder / "piece.onnx"
             io.save(piece, path)
             session = load("edgeq.runners", "cpu").open_session(path, threads=1)
-            needed = {v.name for v in graph.inputs}
+            needed = [v.name or "" for v in graph.inputs]
             for index in range(self.count):
-                held = self._read(index)
-                made = session.run({k: v for k, v in held.items() if k in needed})
-                self._write(index, {k: v for k, v in {**held, **made}.items() if k in wanted})
+                fed = {name: self._read(index, name) for name in needed if (index, name) in self.held}
+                self._write(index, session.run(fed))
             session.close()
+        for index in range(self.count):
+            for name in set(self.live) - set(wanted):
+                self._drop(index, name)
         self.cut, self.live = stage.cut, wanted
 
     def each(self, name: str) -> Iterator[np.ndarray]:
-        return (self._read(index)[name] for index in range(self.count))
+        return (self._read(index, name) for index in range(self.count))
 
     def change(self, name: str, function: Callable[[np.ndarray], np.ndarray]) -> None:
         """Put another array in the place of a value, sample by sample."""
         for index in range(self.count):
-            held = self._read(index)
-            self._write(index, {**held, name: function(held[name])})
+            self._write(index, {name: function(self._read(index, name))})
 
     def _feeds(self, name: str) -> bool:
         return name not in self.model.graph.initializers
 
-    def _read(self, index: int) -> Feeds:
-        if self.memory is not None:
-            return self.memory[index]
-        with np.load(self.folder / f"{index}.npz", allow_pickle=False) as held:
-            return {name: held[name] for name in held.files}
+    def _read(self, index: int, name: str) -> np.ndarray:
+        found = self.held[index, name]
+        return np.fromfile(found.path, found.dtype).reshape(found.shape) if isinstance(found, _File) else found
 
     def _write(self, index: int, values: Feeds) -> None:
-        if self.memory is not None:
-            self.memory[index] = values
-            return
-        np.savez(self.folder / f"{index}.npz", **values)  # type: ignore[arg-type]
+        for name, array in values.items():
+            self._drop(index, name)
+            if self.in_memory:
+                self.held[index, name] = array
+                continue
+            self.written += 1
+            file = _File(self.folder / f"{self.written}.bin", array.dtype, array.shape)
+            array.tofile(file.path)
+            self.held[index, name] = file
+
+    def _drop(self, index: int, name: str) -> None:
+        found = self.held.pop((index, name), None)
+        if isinstance(found, _File):
+            found.path.unlink()
 
 
 def _read_after(graph: ir.Graph, cut: int) -> list[str]:

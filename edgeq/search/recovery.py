@@ -195,7 +195,7 @@ def after(
     for outputs in _runs(prepared, tuple(values.values()), samples):
         for value in values.values():
             real.setdefault(value, []).append(_means(outputs[value]))
-    stream = Stream(quantized, work / ".corrected", memory={})
+    stream = Stream(quantized, work / ".corrected", in_memory=True)
     stream.start(samples)
     for done, (cut, node) in enumerate(layers):
         progress("correct", done, len(layers))
