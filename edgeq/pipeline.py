@@ -44,7 +44,7 @@ from edgeq.report.folder import publish, work_folder
 from edgeq.report.schema import Report, dump
 from edgeq.request import aim_of, open_samples, resolve_recipe, shaped_as, with_images
 from edgeq.runners.places import of_target
-from edgeq.search import recovery
+from edgeq.search import recovery, scaling
 from edgeq.search.allocation import allocated
 from edgeq.search.sensitivity import sensitivity
 from edgeq.target import Method, Target
@@ -231,6 +231,8 @@ def _quantize(
 ) -> tuple[ir.Model, Plan, Evidence]:
     """Plan, collect, solve and rewrite. Gives the quantized model, the final plan and what to report of the way."""
     path = recovery.before(prepared, path, target, recipe, data, work, progress)
+    if recipe.method == "weight_only":
+        scaling.scale(prepared, target, recipe, data, work, progress)
     progress("plan", 0, None)
     excluded: dict[str, str] = {}
     made = plan(prepared, target, recipe, excluded)

@@ -81,7 +81,7 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     low_rank: of packed matrices, the share of features that are kept real, and the rank of what makes up for their
     rounding. sequential: packed weights are solved on what the quantized layers before them make of the data.
     passes: repair of static quantization (see `edgeq/search/recovery.py`): equalize and smooth before rounding,
-    bias_correct behind it.
+    bias_correct behind it; smooth alone also goes before weight_only.
     """
 
     schema_version: Literal[1] = 1

@@ -36,7 +36,7 @@ class _File:
 
 @dataclass
 class Stream:
-    """Samples on their way through a model: a file a sample and value, of the values that nodes from `cut` on will read.
+    """Samples on their way through a model: a file a sample and value, of those that nodes from `cut` on will read.
 
     in_memory: hold them there instead, for few samples.
     """

@@ -15,8 +15,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeq.graph.edit import Names, add_initializer, constant
+from edgeq.graph.folding import put
 from edgeq.numerics.affine import storage_dtype
-from edgeq.passes.equalize import put, shift_bias
+from edgeq.passes.equalize import shift_bias
 from edgeq.planning.plan import weight_axis
 
 

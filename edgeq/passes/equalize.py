@@ -21,7 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from edgeq.graph.edit import Names, add_initializer, all_graphs, constant, sole_consumer
+from edgeq.graph.edit import Names, all_graphs, constant, sole_consumer
+from edgeq.graph.folding import put
 
 Extrema = Mapping[str, tuple[np.ndarray, np.ndarray]]
 """Value → (minimum, maximum) of each of its channels, on the data."""
@@ -108,20 +109,6 @@ def shift_bias(node: ir.Node, by: np.ndarray, names: Names) -> None:
     """Add to the float bias of a Conv or Gemm, (channels,); without one it gets one."""
     old = constant(node.inputs[2]) if len(node.inputs) > 2 else None
     put(node, 2, np.asarray(by if old is None else old + by), names)
-
-
-def put(node: ir.Node, index: int, array: np.ndarray, names: Names) -> None:
-    """Give the node a constant, float32, under the old one's name where nobody else reads that."""
-    old = node.inputs[index] if index < len(node.inputs) else None
-    array = np.ascontiguousarray(array, np.float32)
-    if old is not None and len(old.uses()) == 1 and not old.is_graph_output():
-        old.const_value = ir.tensor(array, name=old.name)
-        return
-    assert isinstance(node.graph, ir.Graph)
-    base = old.name if old is not None else f"{node.name}_bias"
-    if index >= len(node.inputs):
-        node.resize_inputs(index + 1)
-    node.replace_input_with(index, add_initializer(node.graph, names.new(f"{base}_own"), array))
 
 
 def _linear(node: ir.Node) -> bool:

@@ -9,6 +9,7 @@ import onnx_ir as ir
 
 from edgeq.errors import ModelError, RecipeError, TargetError
 from edgeq.graph.edit import is_constant
+from edgeq.graph.folding import linear, unfolded
 from edgeq.graph.shapes import free_input
 from edgeq.planning import forms, islands, saturation
 from edgeq.planning.eligible import (
@@ -37,6 +38,7 @@ from edgeq.planning.plan import (
 )
 from edgeq.recipe import Recipe
 from edgeq.target import Rule, Target
+from edgeq.weights import algorithm
 
 
 def plan(model: ir.Model, target: Target, recipe: Recipe, excluded: Mapping[str, str] | None = None) -> Plan:
@@ -117,6 +119,9 @@ def one_by_one(model: ir.Model, context: Context) -> Plan:
         if stored and encoder_of(stored[0].algorithm):
             shape = node.inputs[stored[0].index].const_value.shape  # type: ignore[union-attr]
             decision, why = forms.placed(node.op_type, stored[0], tuple(shape.numpy()), context.target)
+        elif decision == PACKED and linear(node) and hasattr(algorithm(stored[0].algorithm), "input_scale"):
+            kept = unfolded(node, model)
+            why = f"{stored[0].algorithm} leaves its input as it is: {kept}" if kept else ""
         nodes.append(NodePlan(node.name or "", node.op_type, decision, why))
         weights += stored
     if context.recipe.method == "float16":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,17 @@ from edgeq.collecting.streams import Stage, Stream
 from edgeq.data import Dataset
 from edgeq.errors import CalibrationError, RecipeError
 from edgeq.graph import io
-from edgeq.graph.edit import static_shape
+from edgeq.graph.edit import constant, static_shape
+from edgeq.graph.folding import matrix
 from edgeq.passes import equalize, smooth
 from edgeq.passes.bias_correct import correct, with_biases
 from edgeq.planning.plan import INTEGER, Plan
+from edgeq.planning.planner import plan
 from edgeq.recipe import Recipe
 from edgeq.registry import load
 from edgeq.target import Target
 from edgeq.types import Progress, Stats
+from edgeq.weights import awq
 
 SAMPLES = 32  # enough for means and extrema of channels, of which a sample of an image has thousands of values
 POSITIONS = 256  # windows of a convolution's input that a sample gives to its Gram matrix
@@ -38,8 +42,8 @@ def before(
     """
     if not recipe.passes:
         return path
-    if recipe.method != "static" or recipe.state:
-        raise RecipeError("passes repair static quantization of models without state: leave them out")
+    if recipe.state or not (recipe.method == "static" or (recipe.method, *recipe.passes) == ("weight_only", "smooth")):
+        raise RecipeError("passes repair static quantization of models without state, smooth weight_only's too")
     if data is None:
         raise CalibrationError("passes need data: give --calib")
     samples = chosen(data, recipe).take(SAMPLES)
@@ -49,7 +53,7 @@ def before(
         path = _saved(model, work / ".equalized.onnx")
     if "smooth" in recipe.passes:
         progress("smooth", 0, None)
-        _smooth(model, path, target, samples)
+        _smooth(model, path if path.exists() else _saved(model, path), target, recipe, samples)
     if "bias_correct" in recipe.passes:
         with_biases(model)
     return _saved(model, work / ".recovered.onnx")
@@ -74,20 +78,27 @@ def _equalize(model: ir.Model, path: Path, target: Target, samples: Dataset) -> 
             path = _saved(model, path.with_name(".scaled.onnx"))
 
 
-def _smooth(model: ir.Model, path: Path, target: Target, samples: Dataset) -> None:
+def _smooth(model: ir.Model, path: Path, target: Target, recipe: Recipe, samples: Dataset) -> None:
+    """By the error of both roundings, or of weight-only quantization's one."""
     readers = {
         name: nodes
         for name, nodes in smooth.candidates(model).items()
-        if all(target.find(node.op_type, "static") for node in nodes)
+        if all(target.find(node.op_type, recipe.method) for node in nodes)
     }
     seen = channels(path, dict.fromkeys(readers, -1), samples)
     stats = grams(path, {name: [(name, None)] for name in readers}, samples)
+    specs = {w.node: w.spec for w in plan(model, target, recipe).weights} if recipe.method == "weight_only" else {}
     found = {}
     for name, nodes in readers.items():
         if name not in stats:
             continue
-        weights = [smooth.matrix(node) for node in nodes]
-        scale = smooth.search(*seen[name], weights, stats[name])
+        weights = [matrix(node) for node in nodes]
+        if specs:
+            stored = [(constant(n.inputs[1]), specs[n.name]) for n in nodes if n.name in specs]
+            error = partial(awq.scaled_error, stored, stats[name])  # type: ignore[arg-type]
+        else:
+            error = partial(smooth.expected_error, *seen[name], weights, stats[name])
+        scale = smooth.search(*seen[name], weights, error)
         if scale is not None:
             found[name] = scale
     smooth.smooth(model, found)

@@ -1,5 +1,7 @@
 """SmoothQuant: the same function, whatever takes the scales in, and a smaller error where channels lie far out."""
 
+from functools import partial
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -72,7 +74,7 @@ def test_the_search_finds_what_measures_best():
     weights = [draw(32, 16), draw(32, 8, seed=1)]
     stats = Stats(x.astype(np.float64).T @ x, np.abs(x).mean(0), len(x))
     lo, hi = x.min(0), x.max(0)
-    found = search(lo, hi, weights, stats)
+    found = search(lo, hi, weights, partial(expected_error, lo, hi, weights, stats))
     plain = quantized_error(x, weights, np.ones(32, np.float32))
     assert found is not None
     assert quantized_error(x, weights, found) < plain / 4
@@ -81,4 +83,5 @@ def test_the_search_finds_what_measures_best():
         assert expected_error(lo, hi, weights, stats, scale) == pytest.approx(measured, rel=0.25)
     even = draw(4000, 32)
     stats = Stats(even.astype(np.float64).T @ even, np.abs(even).mean(0), len(even))
-    assert search(even.min(0), even.max(0), weights, stats) is None
+    lo, hi = even.min(0), even.max(0)
+    assert search(lo, hi, weights, partial(expected_error, lo, hi, weights, stats)) is None
