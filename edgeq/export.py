@@ -1,15 +1,11 @@
 """Export a torch module to ONNX with the dynamo exporter, and hold the file against torch's own output at once.
 
-Modules that torch has quantized give Q-DQ pairs and stored codes, with the scales that they have, for `edgeq retarget`:
-those of PT2E; eager and FX ones, whose packed weights the TorchScript exporter alone knows; and linear layers of
-torchao (`quantize_`) or with `quantize_dynamic`, whose weights are then read through a DequantizeLinear. What such
-layers round at run time is left in float.
+What differs for modules that torch has quantized is in `edgeq.export_quantized`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import io as stdio
 import logging
 import os
@@ -25,12 +21,12 @@ import numpy as np
 
 from edgeq.data import load_object
 from edgeq.errors import EdgeqError, ModelError, RecipeError, ToolError
+from edgeq.export_quantized import is_packed, rounds, with_codes, wrapped
 from edgeq.graph.io import one_line
 from edgeq.registry import load
 
 TOLERANCE = 1e-3  # of the largest output: torch and onnxruntime order their sums differently
 CODES_APART = 0.05  # with codes, a sum near the edge between two may fall to either; products of them are of less bits
-INT4 = 22  # ONNX's number of the type
 
 
 def export(
@@ -53,7 +49,7 @@ def export(
         raise ToolError("export needs torch: pip install 'edgeq[torch]'") from None
     target = Path(output)
     args, kwargs = ((), dict(example)) if isinstance(example, Mapping) else (tuple(example), {})
-    module = _with_codes(torch, _evaluating(module))
+    module = with_codes(torch, _evaluating(module))
     names = _input_names(module, args, kwargs)
     shapes = _dynamic_shapes(torch, names, dynamic or {})
     try:
@@ -67,7 +63,7 @@ def export(
         file = Path(folder) / target.name
         with torch.no_grad():
             _run_exporter(torch, module, args, kwargs, file, opset, names, shapes)
-        tolerance = CODES_APART if _rounds(module) else TOLERANCE
+        tolerance = CODES_APART if rounds(module) else TOLERANCE
         worst = _compare(torch, file, names, (*args, *kwargs.values()), expected, tolerance)
         _place(Path(folder), target)
     return worst
@@ -111,89 +107,6 @@ def _evaluating(module: Any) -> Any:
         return module
 
 
-def _is_packed(module: Any) -> bool:
-    kinds = ("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")
-    return any(type(part).__module__.startswith(kinds) for part in module.modules())
-
-
-def _rounds(module: Any) -> bool:
-    """Does it compute with codes?"""
-    nodes = getattr(getattr(module, "graph", None), "nodes", ())
-    return (
-        _is_packed(module)
-        or hasattr(module, "stored")
-        or any("quantized_decomposed" in str(node.target) for node in nodes)
-    )
-
-
-def _with_codes(torch: Any, module: Any) -> Any:
-    """The module, or a copy in which linear layers of stored codes read these through a DequantizeLinear."""
-
-    class Linear(torch.nn.Module):
-        """y = x · ((codes - zero) · scale) + bias; codes (inputs, outputs), scale, zero (inputs / block, outputs)."""
-
-        def __init__(self, codes: Any, scale: Any, zero: Any, bias: Any, narrow: bool) -> None:
-            super().__init__()
-            self.narrow, self.block = narrow, codes.shape[1] // scale.shape[1]
-            for name, tensor in (("codes", codes), ("scale", scale), ("zero", zero)):
-                self.register_buffer(name, tensor.detach().T.contiguous())
-            self.register_buffer("bias", None if bias is None else bias.detach().float())
-
-        def forward(self, x: Any) -> Any:
-            weight = self._symbol() if torch.onnx.is_in_onnx_export() else self._real()
-            return x @ weight if self.bias is None else x @ weight + self.bias
-
-        def _real(self) -> Any:
-            scale, zero = (t.repeat_interleave(self.block, 0) for t in (self.scale, self.zero))
-            return (self.codes.float() - zero.float()) * scale
-
-        def _symbol(self) -> Any:
-            if self.scale.shape[0] > 1:
-                given, how = [self.codes, self.scale, self.zero], {"axis": 0, "block_size": self.block}
-            else:
-                given, how = [self.codes, self.scale[0], self.zero[0]], {"axis": 1}
-            if self.narrow:
-                for i in (0, 2):
-                    given[i] = torch.onnx.ops.symbolic(
-                        "Cast", [given[i]], {"to": INT4}, dtype=INT4, shape=given[i].shape
-                    )
-            return torch.onnx.ops.symbolic("DequantizeLinear", given, how, dtype=torch.float32, shape=self.codes.shape)
-
-    held = {name: found for name, part in module.named_modules() if (found := _stored(torch, part)) is not None}
-    if not held:
-        return module
-    made = Linear(*held[""]) if "" in held else copy.deepcopy(module)
-    for name in filter(None, held):
-        parent, _, last = name.rpartition(".")
-        setattr(made.get_submodule(parent), last, Linear(*held[name]))
-    made.stored = True
-    return made
-
-
-def _stored(torch: Any, part: Any) -> tuple[Any, Any, Any, Any, bool] | None:
-    """Codes (outputs, inputs), scale and zero (outputs, inputs / block), bias and "4 bits?" of a layer; None without.
-
-    Of `quantize_dynamic`, or torchao: a weight that has `qdata` of int8, `scale`, and perhaps `zero_point`.
-    """
-    if type(part).__module__ == "torch.ao.nn.quantized.dynamic.modules.linear":
-        weight, bias = part.weight(), part.bias()
-        each = weight.qscheme() in (torch.per_channel_affine, torch.per_channel_symmetric)
-        scale = weight.q_per_channel_scales() if each else torch.tensor([weight.q_scale()])
-        zero = weight.q_per_channel_zero_points() if each else torch.tensor([weight.q_zero_point()])
-        shape, narrow, codes = (weight.shape[0], 1), False, weight.int_repr()
-        scale, zero = scale.reshape(-1, 1).expand(shape), zero.reshape(-1, 1).expand(shape)
-    elif isinstance(part, torch.nn.Linear) and hasattr(part.weight, "qdata"):
-        codes, scale, bias = part.weight.qdata, part.weight.scale, part.bias
-        zero = getattr(part.weight, "zero_point", None)
-        zero = torch.zeros_like(scale) if zero is None else zero
-        if codes.dtype != torch.int8 or scale.dim() != 2 or codes.shape[0] != scale.shape[0]:
-            raise ModelError(f"{type(part.weight).__name__} is stored as {codes.dtype} of a layout unknown here")
-        narrow = str(getattr(part.weight, "target_dtype", "")).endswith("int4")
-    else:
-        return None
-    return codes, scale.float(), zero.to(torch.int8), bias, narrow
-
-
 def _input_names(module: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
     import inspect
 
@@ -214,12 +127,12 @@ def _run_exporter(
     torch: Any, module: Any, args: Any, kwargs: Any, file: Path, opset: int, names: list[str], shapes: Any
 ) -> None:
     name = type(module).__name__
-    named, dynamo = dict(zip(names, shapes or (), strict=shapes is not None)), not _is_packed(module)
+    named, dynamo = dict(zip(names, shapes or (), strict=shapes is not None)), not is_packed(module)
     if dynamo:
         further: dict[str, Any] = {"dynamic_shapes": named if named and kwargs else shapes}
     else:
         args, kwargs = (*args, *kwargs.values()), {}  # it knows none by name
-        module = _wrapped(torch, module)
+        module = wrapped(torch, module)
         further = {"dynamic_axes": {n: list(axes) for n, axes in named.items() if axes}}
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(stdio.StringIO()), _no_logging():
@@ -238,20 +151,6 @@ def _run_exporter(
             )
     except Exception as error:  # the exporter raises its own and torch's errors of every kind
         raise ModelError(f"{name} can't be exported: {_cause(error)}") from None
-
-
-def _wrapped(torch: Any, module: Any) -> Any:
-    """The module inside another: the TorchScript exporter takes whatever has a `graph` for a script."""
-
-    class Wrapped(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = module
-
-        def forward(self, *given: Any) -> Any:
-            return self.inner(*given)
-
-    return Wrapped()
 
 
 @contextlib.contextmanager
