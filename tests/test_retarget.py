@@ -10,6 +10,7 @@ import pytest
 from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
+from benchmarks import peers
 from edgeq.errors import ModelError, TargetError
 from edgeq.graph import io
 from edgeq.graph.prepare import plain, prepare
@@ -17,6 +18,7 @@ from edgeq.numerics.affine import quantize
 from edgeq.passes.qoperator import to_qdq
 from edgeq.retarget import moved, retarget
 from edgeq.types import PerChannel, PerTensor, QParams, QSpec
+from tests.require import require
 
 SAMPLES = Path(__file__).resolve().parents[1] / "sample_models"
 
@@ -208,3 +210,23 @@ def test_codes_of_as_many_bits_move_exactly():
     assert each.scale.shape == (4,)
     assert moved(theirs, QSpec("int8", True, PerTensor()), x.shape) is None
     assert moved(theirs, QSpec("uint4", False), x.shape) is None
+
+
+@pytest.mark.parametrize(("peer", "kept"), [("quark", 60), ("nncf", 40)])
+def test_files_of_other_tools_keep_their_scales(peer, kept, floats, pictures, tmp_path):
+    require(peer, f"python -c 'from benchmarks import peers; peers.ensure({peer!r})'", lambda: ready(peer))
+    feeds, theirs, ours = tmp_path / "feeds.npz", tmp_path / "theirs.onnx", tmp_path / "ours.onnx"
+    with np.load(SAMPLES / "digits_calib.npz") as held:
+        np.savez(feeds, input=held["input"])
+    assert not peers.run(peer, floats, feeds, theirs).error
+    found = retarget(theirs, "generic", ours, calib=SAMPLES / "digits_calib.npz")
+    assert found.kept > kept
+    assert found.plan.counts()["integer"] > 40
+    assert codes(ours) == codes(theirs)
+    a, b = run(theirs, pictures[0]), run(ours, pictures[0])
+    assert (a.argmax(1) == b.argmax(1)).mean() > 0.98
+    assert (b.argmax(1) == pictures[1]).mean() > 0.97
+
+
+def ready(peer):
+    return (peers.cache() / "venvs" / peer / "ready.txt").exists()
