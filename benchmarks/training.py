@@ -17,18 +17,17 @@ import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from benchmarks import pictures
 from benchmarks.peers import ROOT, ensure
 
-NETWORKS, PEERS = ("mobile", "resnet"), ("brevitas", "torchao")
-BATCH, VALIDATION = 64, 100
+TASKS, PEERS = ("digits-mobile", "digits-resnet", "glyphs-mobile", "glyphs-resnet"), ("brevitas", "torchao")
+PASSES = {"digits": (80, 12), "glyphs": (12, 4)}
+"""Over the training pictures: of the float network, and of each row."""
 SETTINGS = {"lr": 2e-3, "scale_lr": 1e-3, "alpha": 0.7}
 DIGITS = Path(__file__).resolve().parents[1] / "sample_models" / "digits.onnx"
 
@@ -41,7 +40,7 @@ class Row:
     features: of the teacher too, the sums of residuals.
     """
 
-    network: str
+    task: str
     name: str
     bits: tuple[int, int] = (8, 8)
     kind: str = "LSQ"
@@ -52,65 +51,26 @@ class Row:
     features: bool = False
 
 
-def rows(network: str, peers: bool) -> Iterator[Row]:
-    for bits in ((8, 8), (4, 4), (3, 4), (2, 2)):
+def rows(task: str, peers: bool) -> Iterator[Row]:
+    for bits in ((8, 8), (4, 4), (3, 3), (2, 2)):
         name = f"W{bits[0]}A{bits[1]}"
-        yield Row(network, f"{name} PTQ", bits, "PTQ")
-        yield Row(network, f"{name} STE", bits, "STE", teacher=False)
-        yield Row(network, f"{name} LSQ", bits, teacher=False)
-        yield Row(network, f"{name} LSQ+KD", bits)
+        yield Row(task, f"{name} PTQ", bits, "PTQ")
+        yield Row(task, f"{name} STE", bits, "STE", teacher=False)
+        yield Row(task, f"{name} LSQ", bits, teacher=False)
+        yield Row(task, f"{name} LSQ+KD", bits)
         for peer in PEERS if peers and bits != (8, 8) else ():
-            yield Row(network, f"{name} {peer}+KD", bits, peer)
-    yield Row(network, "W2A2 LSQ+KD+features", (2, 2), features=True)
-    yield Row(network, "ternary, A8", weight="ternary")
-    yield Row(network, "ternary of two scales (TTQ), A8", weight="ttq")
-    yield Row(network, "binary, A8", weight="binary")
-    yield Row(network, "16 shared values, A8", weight="shared")
-    yield Row(network, "2:4, W8A8", sparse=True)
-    yield Row(network, "half the channels, W8A8", share=0.5)
+            yield Row(task, f"{name} {peer}+KD", bits, peer)
+    yield Row(task, "W2A2 LSQ+KD+features", (2, 2), features=True)
+    yield Row(task, "ternary, A8", weight="ternary")
+    yield Row(task, "ternary of two scales (TTQ), A8", weight="ttq")
+    yield Row(task, "binary, A8", weight="binary")
+    yield Row(task, "16 shared values, A8", weight="shared")
+    yield Row(task, "2:4, W8A8", sparse=True)
+    yield Row(task, "half the channels, W8A8", share=0.5)
 
 
-@lru_cache
-def data() -> tuple[Any, ...]:
-    """Training and evaluation pictures and labels, as torch tensors."""
-    import torch
-
-    from sample_models.digits import split
-
-    training, held = split()
-    return tuple(torch.from_numpy(part[key]) for part in (training, held) for key in ("input", "label"))
-
-
-def batches() -> Callable[[], Iterator[tuple[Any, Any]]]:
-    """For `fit`: each call is a pass over the training pictures, moved and turned a little; the same for all rows."""
-    import torch
-
-    from sample_models.digits import augment
-
-    pictures, labels = data()[:2]
-    count, order = len(pictures) - VALIDATION, np.random.default_rng(0)
-    generator = torch.Generator().manual_seed(0)
-
-    def once() -> Iterator[tuple[Any, Any]]:
-        shuffled = torch.from_numpy(order.permutation(count))
-        for index in shuffled[: count // BATCH * BATCH].view(-1, BATCH):
-            yield augment(pictures[index], generator), labels[index]
-
-    return once
-
-
-def score(module: Any) -> float:
-    """Accuracy over the pictures that choose an epoch; of equal ones the one with the least loss is best."""
-    import torch
-
-    pictures, labels = (part[-VALIDATION:] for part in data()[:2])
-    logits = module(pictures)
-    right = (logits.argmax(1) == labels).float().mean()
-    return float(right - 1e-3 * torch.nn.functional.cross_entropy(logits, labels))
-
-
-def networks() -> dict[str, Any]:
-    """The classes of the float networks: the sample's, and a ResNet of three stages (He et al., 2015)."""
+def network(task: str) -> Any:
+    """A fresh float network: the sample's, or a ResNet of three stages (He et al., 2015)."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -136,33 +96,43 @@ def networks() -> dict[str, Any]:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(self.stages(functional.relu(self.stem(x))).mean((2, 3)))
 
-    return {"mobile": Digits, "resnet": Small}
+    known = {"mobile": Digits, "resnet": Small}
+    which, _, name = task.partition("-")
+    made = known[name]()
+    made.head = nn.Linear(made.head.in_features, pictures.CLASSES[which])
+    return made
 
 
-def floats(network: str, folder: Path) -> Path:
-    """The float network as ONNX, and beside it its weights as torch has them."""
+def floats(task: str, folder: Path) -> Path:
+    """The float network as ONNX, and beside it its weights as torch has them and its pictures."""
     import onnx
     import torch
     from onnx import numpy_helper
 
     from edgeq.export import export
-    from sample_models.digits import train
+    from edgeq.train.fit import Fit, fit
 
-    path = folder / f"{network}.onnx"
+    path, which = folder / f"{task}.onnx", task.partition("-")[0]
     torch.manual_seed(0)
-    made = networks()[network]()
-    if network == "mobile":
-        held = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in onnx.load(DIGITS).graph.initializer}
-        known = {name: held[name].reshape(tensor.shape) for name, tensor in made.state_dict().items() if name in held}
+    made, held = network(task), pictures_of(path)
+    if not held.exists():
+        pictures.write(which, folder)
+    if task == "digits-mobile":
+        have = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in onnx.load(DIGITS).graph.initializer}
+        known = {name: have[name].reshape(tensor.shape) for name, tensor in made.state_dict().items() if name in have}
         made.load_state_dict(known, strict=False)
         path.write_bytes(DIGITS.read_bytes())
     else:
-        pictures, labels = data()[:2]
-        kept = slice(0, -VALIDATION)
-        made = train({"input": pictures[kept].numpy(), "label": labels[kept].numpy()}, made)
-        export(made, (pictures[:2],), path, dynamic={"x": [0]})
+        torch.set_num_threads(1)
+        fit(made, pictures.batches(held), pictures.score(held), Fit(epochs=PASSES[which][0], lr=4e-3))
+        export(made.eval(), (pictures.read(held)[0][:2],), path, dynamic={"x": [0]})
     torch.save(made.state_dict(), path.with_suffix(".pt"))
     return path
+
+
+def pictures_of(source: Path) -> Path:
+    """The file of pictures beside a task's network."""
+    return source.with_name(f"{source.stem.partition('-')[0]}.npz")
 
 
 def rivalled(row: Row, source: Path, epochs: int) -> dict[str, Any]:
@@ -173,7 +143,7 @@ def rivalled(row: Row, source: Path, epochs: int) -> dict[str, Any]:
     ran = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     if ran.returncode:
         raise RuntimeError(f"{row.name}: {ran.stderr.strip().splitlines()[-1]}")
-    return {"network": row.network, "row": row.name, "bytes": 0, **json.loads(ran.stdout.splitlines()[-1])}
+    return {"task": row.task, "row": row.name, "bytes": 0, **json.loads(ran.stdout.splitlines()[-1])}
 
 
 def trained(job: tuple[Row, Path, Path, int]) -> dict[str, Any]:
@@ -195,8 +165,10 @@ def trained(job: tuple[Row, Path, Path, int]) -> dict[str, Any]:
     if row.kind in PEERS:
         return rivalled(row, source, epochs)
     torch.set_num_threads(1)
-    started = time.perf_counter()
-    pictures = data()[0]
+    started = time.process_time()
+    held = pictures_of(source)
+    batches, score = pictures.batches(held), pictures.score(held)
+    shown = pictures.read(held)[0]
     model = prepare(io.load(source), 21)
     io.to_memory(model)
     teacher = TorchGraph(model).eval()
@@ -205,7 +177,7 @@ def trained(job: tuple[Row, Path, Path, int]) -> dict[str, Any]:
         io.to_memory(smaller)
         prune_channels(smaller, row.share)
         module = TorchGraph(smaller)
-        fit(module, batches(), score, Fit(epochs=epochs, lr=2e-3), teacher=teacher)
+        fit(module, batches, score, Fit(epochs=epochs, lr=2e-3), teacher=teacher)
         model = copied(module)
     linear = [n.name or "" for n in model.graph if n.op_type in ("Conv", "Gemm", "MatMul")]
     narrow, signs = row.bits != (8, 8), row.weight in ("ternary", "ttq", "binary")
@@ -215,7 +187,7 @@ def trained(job: tuple[Row, Path, Path, int]) -> dict[str, Any]:
     qat = prepare_qat(
         model,
         recipe,
-        batches=[pictures[i : i + 32] for i in range(0, 256, 32)],
+        batches=[shown[i : i + 32] for i in range(0, 256, 32)],
         target=with_bits(targets.load("generic"), *row.bits) if narrow else None,
         steps="fixed" if row.kind == "STE" else "lsq",
         centroids=16 if row.weight == "shared" else 0,
@@ -226,22 +198,22 @@ def trained(job: tuple[Row, Path, Path, int]) -> dict[str, Any]:
     if row.kind != "PTQ":
         sums = [n.outputs[0].name or "" for n in model.graph if n.op_type == "Add"] if row.features else []
         settings = Fit(epochs=epochs, **SETTINGS)
-        fit(qat, batches(), score, settings, teacher=teacher if row.teacher else None, features=sums)
-    path = folder / f"{row.network}-{re.sub(r'[ :,()]+', '-', row.name)}.onnx"
+        fit(qat, batches, score, settings, teacher=teacher if row.teacher else None, features=sums)
+    path = folder / f"{row.task}-{re.sub(r'[ :,()]+', '-', row.name)}.onnx"
     edgeq.save(convert(qat), path)
     return {
-        "network": row.network, "row": row.name, "accuracy": accuracy(path), "bytes": path.stat().st_size,
-        "seconds": round(time.perf_counter() - started, 1), "path": str(path),
+        "task": row.task, "row": row.name, "accuracy": accuracy(path, held), "bytes": path.stat().st_size,
+        "seconds": round(time.process_time() - started, 1), "path": str(path),
     }  # fmt: skip
 
 
-def accuracy(path: Path) -> float:
+def accuracy(path: Path, held: Path) -> float:
     from benchmarks.measure import session
 
-    pictures, labels = data()[2:]
+    shown, labels = pictures.read(held)[2:]
     # onnxruntime 1.32 would make a QLinearConv of 2-bit codes, which has no kernel, and refuse the file
     running = session(path, 1, config={"session.disable_quant_qdq": "1"} if "A2" in path.stem else None)
-    (logits,) = running.run(None, {running.get_inputs()[0].name: pictures.numpy()})
+    (logits,) = running.run(None, {running.get_inputs()[0].name: shown.numpy()})
     return float((logits.argmax(1) == labels.numpy()).mean())
 
 
@@ -249,49 +221,50 @@ def main(argv: list[str] | None = None) -> int:
     """Print a table, and with --json its rows in a file."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--longer", type=float, default=1, help="so many times as many passes as a row has by default")
     parser.add_argument("--peers", action="store_true", help="also Brevitas and torchao, in environments of their own")
-    parser.add_argument("--network", choices=NETWORKS, action="append")
+    parser.add_argument("--task", choices=TASKS, action="append")
     parser.add_argument("--only", default="", help="rows whose name has this in it")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="edgeq-training-") as name:
         folder = Path(name)
-        chosen = args.network or NETWORKS
-        wanted = [row for network in chosen for row in rows(network, args.peers) if args.only in row.name]
+        chosen = args.task or TASKS
+        wanted = [row for task in chosen for row in rows(task, args.peers) if args.only in row.name]
         for peer in {row.kind for row in wanted} & set(PEERS):
             ensure(peer)
-        sources = {network: floats(network, folder) for network in chosen}
-        jobs = [(row, sources[row.network], folder, args.epochs) for row in wanted]
-        jobs.sort(key=lambda job: -job[0].share)  # the longest first
         with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
             made = {}
+            sources = dict(zip(chosen, pool.starmap(floats, [(task, folder) for task in chosen]), strict=True))
+            epochs = {task: round(PASSES[task.partition("-")[0]][1] * args.longer) for task in chosen}
+            jobs = [(row, sources[row.task], folder, epochs[row.task]) for row in wanted]
+            jobs.sort(key=lambda job: -job[0].share)  # the longest first
             for m in pool.imap_unordered(trained, jobs):
-                made[m["network"], m["row"]] = m
-                print(f"{m['network']}: {m['row']}: {m['accuracy']:.4f}", flush=True)
-        for network in dict.fromkeys(row.network for row in wanted):
-            print(f"\n| {network} | accuracy | kB | s |\n|---|---|---|---|")
-            source = sources[network]
-            print(f"| float | {accuracy(source):.4f} | {source.stat().st_size / 1e3:.0f} | |")
-            for row in (r for r in wanted if r.network == network):
-                m = made[network, row.name]
+                made[m["task"], m["row"]] = m
+                print(f"{m['task']}: {m['row']}: {m['accuracy']:.4f} in {m['seconds']:.0f} s", flush=True)
+        for task, source in sources.items():
+            held = pictures_of(source)
+            print(f"\n| {task} | accuracy | kB | s |\n|---|---|---|---|")
+            print(f"| float | {accuracy(source, held):.4f} | {source.stat().st_size / 1e3:.0f} | |")
+            for row in (r for r in wanted if r.task == task):
+                m = made[task, row.name]
                 print(f"| {row.name} | {m['accuracy']:.4f} | {m['bytes'] / 1e3:.0f} | {m['seconds']:.0f} |")
-            _speed(network, made)
+            _speed(task, made, held)
         if args.json:
             args.json.write_text(json.dumps(list(made.values()), indent=1))
     return 0
 
 
-def _speed(network: str, made: dict[tuple[str, str], dict[str, Any]]) -> None:
+def _speed(task: str, made: dict[tuple[str, str], dict[str, Any]], held: Path) -> None:
     """How much faster the artifact with half the channels is."""
     from benchmarks.measure import latency, session
 
-    both = {key: made.get((network, name)) for key, name in (("all", "W8A8 LSQ"), ("half", "half the channels, W8A8"))}
+    both = {key: made.get((task, name)) for key, name in (("all", "W8A8 LSQ"), ("half", "half the channels, W8A8"))}
     if None in both.values():
         return
     paths = {key: Path(m["path"]) for key, m in both.items() if m is not None}
     name = session(paths["all"], 1).get_inputs()[0].name
-    found = latency(paths, {name: data()[2][:64].numpy()}, 1, base="all")
+    found = latency(paths, {name: pictures.read(held)[2][:64].numpy()}, 1, base="all")
     (slow, _), (fast, ratio) = found["all"], found["half"]
     print(f"\n64 pictures, 1 thread: {slow * 1e3:.2f} ms, with half {fast * 1e3:.2f} ms ({ratio:.2f} times as fast)")
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import brevitas.nn as qnn
 from brevitas.quant import Int8WeightPerChannelFloat, ShiftedUint8ActPerTensorFloat
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.peers.qat import linear, main
 
 
-def quantized(network: nn.Module, weight: int, activation: int) -> nn.Module:
+def quantized(network: nn.Module, batch: Tensor, weight: int, activation: int) -> nn.Module:
     layers = linear(network)
     for index, (name, layer) in enumerate(layers):
         end = index in (0, len(layers) - 1)

@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.training import SETTINGS, batches, data, networks, score
+from benchmarks import pictures
+from benchmarks.training import SETTINGS, network, pictures_of
 from edgeq.train.fit import Fit, fit
 
-Quantized = Callable[[nn.Module, int, int], nn.Module]
+Quantized = Callable[[nn.Module, torch.Tensor, int, int], nn.Module]
 
 
 def linear(network: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -28,7 +29,7 @@ def linear(network: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def main(quantized: Quantized) -> None:
-    """Train a network that `quantized(network, weight bits, activation bits)` makes of the float one."""
+    """Train a network that `quantized(network, a batch, weight bits, activation bits)` makes of the float one."""
     parser = argparse.ArgumentParser()
     parser.add_argument("weights", type=Path, help="the float network's state, named as the network is")
     parser.add_argument("--bits", type=int, nargs=2, default=(4, 4))
@@ -36,15 +37,16 @@ def main(quantized: Quantized) -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
 
-    def network() -> nn.Module:
-        made = networks()[args.weights.stem]()
+    def trained() -> nn.Module:
+        made: nn.Module = network(args.weights.stem)
         made.load_state_dict(torch.load(args.weights, weights_only=True))
         return made.eval()
 
-    started = time.perf_counter()
-    module = quantized(network(), *args.bits)
-    fit(module, batches(), score, Fit(epochs=args.epochs, **SETTINGS), teacher=network())
-    pictures, labels = data()[2:]
+    started, held = time.process_time(), pictures_of(args.weights)
+    shown, labels = pictures.read(held)[2:]
+    module = quantized(trained(), shown[:64], *args.bits)
+    settings = Fit(epochs=args.epochs, **SETTINGS)
+    fit(module, pictures.batches(held), pictures.score(held), settings, teacher=trained())
     with torch.no_grad():
-        right = (module(pictures).argmax(1) == labels).float().mean()
-    print(json.dumps({"accuracy": float(right), "seconds": round(time.perf_counter() - started, 1)}))
+        right = (module(shown).argmax(1) == labels).float().mean()
+    print(json.dumps({"accuracy": float(right), "seconds": round(time.process_time() - started, 1)}))

@@ -6,7 +6,7 @@ Weights per channel, asymmetric activations, ranges that follow a moving average
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchao.quantization.pt2e import (
     FusedMovingAvgObsFakeQuantize,
     MovingAveragePerChannelMinMaxObserver,
@@ -17,7 +17,6 @@ from torchao.quantization.pt2e.quantizer import QuantizationSpec
 from torchao.quantization.pt2e.quantizer.x86_inductor_quantizer import QuantizationConfig, X86InductorQuantizer
 
 from benchmarks.peers.qat import linear, main
-from benchmarks.training import data
 
 
 def config(weight: int, activation: int) -> QuantizationConfig:
@@ -35,13 +34,13 @@ def config(weight: int, activation: int) -> QuantizationConfig:
     return QuantizationConfig(act, act, codes, None, True)
 
 
-def quantized(network: nn.Module, weight: int, activation: int) -> nn.Module:
+def quantized(network: nn.Module, batch: Tensor, weight: int, activation: int) -> nn.Module:
     layers = linear(network)
     quantizer = X86InductorQuantizer().set_global(config(weight, activation))
     for name in (layers[0][0], layers[-1][0]):
         quantizer.set_module_name_qconfig(name, config(8, 8))
-    batch = torch.export.Dim("batch", min=2)
-    traced = torch.export.export(network.train(), (data()[0][:64],), dynamic_shapes=({0: batch},)).module()
+    count = torch.export.Dim("batch", min=2)
+    traced = torch.export.export(network.train(), (batch,), dynamic_shapes=({0: count},)).module()
     return allow_exported_model_train_eval(prepare_qat_pt2e(traced, quantizer))
 
 

@@ -42,6 +42,9 @@ class Signs(nn.Module):
         stepped: Tensor = self.scale.abs().clamp(min=1e-8)
         return stepped
 
+    def rescale(self, gain: Tensor) -> None:
+        self.scale.mul_(gain)
+
     def params(self) -> QParams:
         scale = self.step().detach().cpu().numpy()
         return QParams(scale, np.zeros(scale.shape, np.int32), self.spec)
@@ -80,6 +83,9 @@ class TwoScales(nn.Module):
 
     def step(self) -> Tensor:
         return self.scales.detach().abs().amax(0).clamp(min=1e-6) / self.spec.qmax
+
+    def rescale(self, gain: Tensor) -> None:
+        self.scales.mul_(gain)
 
     def params(self) -> QParams:
         return QParams(self.step().cpu().numpy().copy(), np.zeros(self.shape, np.int32), self.spec)

@@ -70,6 +70,10 @@ class FakeQuantize(nn.Module):
         params = self.params()
         return QTensor(quantize(weight.detach().cpu().numpy(), params), params)
 
+    def rescale(self, gain: Tensor) -> None:
+        """Follow a weight whose channels are multiplied by `gain`: its codes stay what they are."""
+        self.scale.mul_(gain)
+
     def step(self) -> Tensor:
         """The scale that is used: never 0, nor beyond what a bound allows."""
         stepped: Tensor = self.scale.abs().clamp(1e-8, self.most)

@@ -40,6 +40,10 @@ class Masked(nn.Module):
         stepped: Tensor = self.inner.step()
         return stepped
 
+    def rescale(self, gain: Tensor) -> None:
+        if self.inner is not None:
+            self.inner.rescale(gain)
+
     def params(self) -> QParams:
         found: QParams = self.inner.params()
         return found

