@@ -38,7 +38,7 @@ KEPT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("body, shape", FOLDED.values(), ids=FOLDED)
+@pytest.mark.parametrize(("body", "shape"), FOLDED.values(), ids=FOLDED)
 def test_the_function_stays_without_a_node_more(body, shape):
     proto = written(body, INITS, shape)
     model, x = loaded(proto), draw(*map(int, shape.split(",")), seed=7)
@@ -57,7 +57,7 @@ def test_the_function_stays_without_a_node_more(body, shape):
     assert "wq" not in changed
 
 
-@pytest.mark.parametrize("body, shape, why", KEPT.values(), ids=KEPT)
+@pytest.mark.parametrize(("body", "shape", "why"), KEPT.values(), ids=KEPT)
 def test_what_cannot_take_factors_says_why(body, shape, why):
     inits = INITS | {"one": np.float32(2), "heads2": np.array([2, 5, 2, 4])}
     if "rows" in body:

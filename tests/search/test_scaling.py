@@ -77,7 +77,9 @@ def test_the_plan_says_where_scales_stay_out(tmp_path):
 def test_smoothquant_then_weight_by_a_recipe(tmp_path, weight):
     path = model(tmp_path)
     file = tmp_path / "smooth.toml"
-    file.write_text(f'target = "generic"\nmethod = "weight_only"\nweight = "{weight}"\nblock = 32\npasses = ["smooth"]\n')
+    file.write_text(
+        f'target = "generic"\nmethod = "weight_only"\nweight = "{weight}"\nblock = 32\npasses = ["smooth"]\n'
+    )
     smoothed = quantize(path, tmp_path / "a", recipe=file)
     plain = quantize(path, tmp_path / "b", weight=weight)
     wanted = outputs(path)
