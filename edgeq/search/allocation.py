@@ -2,18 +2,19 @@
 
     minimise  Σ s_l · e_l(f_l)   subject to   Σ size_l(f_l) ≤ budget        (a multiple-choice knapsack)
 
-e_l(f): the error of the layer's output, tr (W - W') H (W - W')ᵀ, with the weight rounded to format f by GPTQ. s_l: what
-an error there does to the model's outputs, measured once a layer: their mean squared change when that layer alone has
-its coarsest format, over e_l. (The measure-then-choose scheme of EXL2, here with end-to-end sensitivities.)
+A format is bits, block and algorithm: what the recipe's `weight` makes, what GPTQ does, and codes of levels that the
+target multiplies from as they are. e_l(f): the error of the layer's output, tr (W - W') H (W - W')ᵀ, with the weight in
+format f. s_l: what an error there does to the model's outputs, measured once a layer: their mean squared change when
+that layer alone has its smallest format, over e_l. (The measure-then-choose scheme of EXL2, here with end-to-end
+sensitivities.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import msgspec
 import numpy as np
@@ -24,22 +25,28 @@ from edgeq.collecting.shards import chosen
 from edgeq.data import Dataset
 from edgeq.errors import CalibrationError, RecipeError
 from edgeq.graph import io
-from edgeq.numerics import affine
-from edgeq.planning.plan import Plan
+from edgeq.numerics import codebook
+from edgeq.numerics.pack import holds_three_bits
+from edgeq.planning.plan import PACKED, STORED, Plan, WeightPlan
 from edgeq.planning.planner import plan
-from edgeq.recipe import Override, Recipe
+from edgeq.recipe import Bits, Override, Recipe
 from edgeq.registry import load
 from edgeq.search import knapsack
 from edgeq.search.sensitivity import output_change
 from edgeq.target import Target
-from edgeq.types import PerBlock, PerChannel, Progress, QSpec
-from edgeq.weights import gptq, rows
+from edgeq.types import Coded, PerBlock, Progress, QSpec, QTensor, Stats
+from edgeq.weights import algorithm, rows
+from edgeq.weights.feedback import refine
 
-FORMATS: tuple[tuple[Literal[2, 3, 4, 8], int], ...] = (
+INTEGERS = (
     (2, 128), (2, 64), (2, 32), (3, 0), (3, 128), (3, 64), (3, 32), (4, 0), (4, 128), (4, 64), (4, 32), (4, 16),
     (8, 128),
 )  # fmt: skip
-"""(bits, block), a block of 0 being a scale a channel, from the coarsest to the finest."""
+"""(bits, block), a block of 0 being a scale a channel."""
+BLOCKS = (128, 64, 32)  # of codes of levels
+FURTHER = "gptq"  # tried beside the recipe's own algorithm
+QUICK = {"gptq": {"sweeps": 0, "candidates": 12}}
+"""Settings that find a layer's error, or what is near it, in less time than its codes."""
 SCALE_BITS = 16
 ERROR_SAMPLES, SENSITIVITY_SAMPLES = 32, 4
 """Samples that errors and sensitivities are measured on; only their order matters here."""
@@ -50,54 +57,116 @@ NODE_BYTES, FUNCTION_BYTES = 384, 1000
 
 
 @dataclass(frozen=True)
+class Option:
+    """A format of a layer, its size in bits, scales and levels included, and the error of the model's outputs."""
+
+    plan: WeightPlan
+    size: int
+    error: float
+
+    @property
+    def rule(self) -> Override:
+        spec = self.plan.spec
+        block = spec.granularity.size if isinstance(spec.granularity, PerBlock) else 0
+        return Override(nodes=(self.plan.node,), weight=self.plan.algorithm, bits=_bits(spec), block=block)
+
+
+@dataclass(frozen=True)
 class Measured:
-    """A layer, its features and channels, and for each of FORMATS the error that the model's outputs would get."""
+    """A layer: how many weights it has, and what it could become."""
 
-    node: str
-    features: int
-    channels: int
-    errors: tuple[float, ...]
-
-    def size(self, bits: int, block: int) -> int:
-        """Of the weight, in bits, with its scales."""
-        blocks = -(-self.features // block) if block else 1
-        return self.channels * (self.features * bits + blocks * SCALE_BITS)
+    weights: int
+    options: tuple[Option, ...]
 
 
-def measure(made: Plan, model: ir.Model, data: Dataset, work: Path, progress: Progress) -> list[Measured]:
-    """Every layer that statistics reach, in every format."""
+def formats(model: ir.Model, target: Target, recipe: Recipe) -> dict[str, list[WeightPlan]]:
+    """What each packed matrix could become, as plans of the whole model have it: rules of the recipe hold."""
+    wanted: list[tuple[str, int, int]] = []
+    for name in dict.fromkeys((recipe.weight, FURTHER, *target.kernels)):
+        module = algorithm(name)
+        if hasattr(module, "encode"):
+            blocks = BLOCKS if module.BLOCK else (0,)
+            wanted += [(name, bits, block) for bits in module.BITS for block in blocks]
+        else:
+            wanted += [(name, bits, block) for bits, block in INTEGERS]
+    found: dict[str, list[WeightPlan]] = {}
+    for name, bits, block in wanted:
+        try:
+            made = plan(model, target, msgspec.structs.replace(recipe, weight=name, bits=bits, block=block))
+        except RecipeError:
+            if name == recipe.weight:
+                raise
+            continue  # a rule's bits are none that these codes have
+        kept = {n.name for n in made.nodes if n.decision == PACKED or (n.decision == STORED and name == recipe.weight)}
+        for layer in made.weights:
+            if layer.node in kept and layer not in found.setdefault(layer.node, []):
+                found[layer.node].append(layer)
+    return found
+
+
+def measure(
+    made: Plan,
+    could: Mapping[str, Sequence[WeightPlan]],
+    model: ir.Model,
+    data: Dataset,
+    work: Path,
+    progress: Progress,
+) -> list[Measured]:
+    """Every layer that statistics reach, in every format that it could have."""
     inner: list[tuple[Measured, str, np.ndarray]] = []
     total = sum(len(stage.layers) for stage in stages(model, made)[0])
     for layer in walk_layers(made, model, data, work, sequential=False):
-        if layer.stats is None:
+        if layer.stats is None or layer.plan.node not in could:
             continue
-        errors, coarsest = [], None
-        for bits, block in FORMATS:
-            spec = _spec(layer.plan.spec, bits, block)
-            q = gptq.quantize(layer.weight, spec, layer.stats, sweeps=0, candidates=12)
-            real = affine.dequantize(q.data, q.params)
-            errors.append(rows.output_error(layer.weight, real, spec, layer.stats))
-            coarsest = real if coarsest is None else coarsest
-        assert coarsest is not None
-        features = len(layer.stats.gram)
-        found = Measured(layer.plan.node, features, coarsest.size // features, tuple(errors))
-        inner.append((found, layer.plan.value, coarsest))
+        options, smallest = [], None
+        for wanted in could[layer.plan.node]:
+            found = _quick(wanted, layer.weight, layer.stats)
+            real = codebook.real(found)
+            option = Option(wanted, _size(found), rows.output_error(layer.weight, real, wanted.spec, layer.stats))
+            if smallest is None or option.size < min(o.size for o in options):
+                smallest = real
+            options.append(option)
+        assert smallest is not None
+        inner.append((Measured(layer.weight.size, tuple(options)), layer.plan.value, smallest))
         progress("measure", len(inner), total)
     ends = _end_errors(model, {value: weight for _, value, weight in inner}, data, work)
-    return [
-        replace(m, errors=tuple(e * ends[value] / max(m.errors[0], 1e-30) for e in m.errors)) for m, value, _ in inner
-    ]
+    return [_weighed(m, ends[value]) for m, value, _ in inner]
+
+
+def _weighed(measured: Measured, end: float) -> Measured:
+    """With errors of the model's outputs, of which the smallest option's is `end`, in the place of the layer's."""
+    times = end / max(min(measured.options, key=lambda o: o.size).error, 1e-30)
+    return replace(measured, options=tuple(replace(o, error=o.error * times) for o in measured.options))
+
+
+def _quick(wanted: WeightPlan, weight: np.ndarray, stats: Stats) -> QTensor | Coded:
+    module = algorithm(wanted.algorithm)
+    if hasattr(module, "encode"):
+        first: Coded = module.encode(weight, wanted.spec, stats)
+        return refine(weight, wanted.spec, stats, first, module.SCALED, sweeps=0)
+    made: QTensor = module.quantize(weight, wanted.spec, stats, **QUICK.get(wanted.algorithm, {}))
+    return made
+
+
+def _bits(spec: QSpec) -> Bits:
+    return 3 if holds_three_bits(spec) else spec.bits  # type: ignore[return-value]
+
+
+def _size(found: QTensor | Coded) -> int:
+    """In bits."""
+    if isinstance(found, Coded):
+        return found.data.size * found.spec.bits + SCALE_BITS * (found.scale.size + found.levels.size)
+    return found.data.size * _bits(found.params.spec) + SCALE_BITS * found.params.scale.size
 
 
 def allocate(measured: Sequence[Measured], bits: float) -> tuple[Override, ...]:
     """A rule a layer, of `bits` a weight on average at most. Raises RecipeError when that is too few."""
-    sizes = [[m.size(*f) for f in FORMATS] for m in measured]
-    budget = int(bits * sum(m.features * m.channels for m in measured))
-    chosen = knapsack.choose(sizes, [m.errors for m in measured], budget)
-    return tuple(
-        Override(nodes=(m.node,), bits=FORMATS[f][0], block=FORMATS[f][1])
-        for m, f in zip(measured, chosen, strict=True)
+    budget = int(bits * sum(m.weights for m in measured))
+    options = [m.options for m in measured]
+    chosen = knapsack.choose(
+        [[o.size for o in row] for row in options], [[o.error for o in row] for row in options], budget
     )
+    return tuple(row[index].rule for row, index in zip(options, chosen, strict=True))
 
 
 def allocated(
@@ -119,9 +188,10 @@ def allocated(
     if data is None:
         raise CalibrationError("--bpw and --max-bytes weigh layers by data: give --calib")
     made = plan(model, target, recipe)
-    measured = measure(made, model, chosen(data, recipe).take(ERROR_SAMPLES), work, progress)
+    could = formats(model, target, recipe)
+    measured = measure(made, could, model, chosen(data, recipe).take(ERROR_SAMPLES), work, progress)
     if max_bytes is not None:
-        weights = sum(m.features * m.channels for m in measured)
+        weights = sum(m.weights for m in measured)
         tables = [w.value for w in made.weights if w.index == 0]
         small = sum(_bytes(model, name) * 23 // 32 for name in set(tables))  # in 8 bits and a scale for every 32
         rest = io.weight_bytes(model) - 4 * weights - small + NODE_BYTES * len(made.nodes) + FUNCTION_BYTES
@@ -133,14 +203,6 @@ def allocated(
 def _bytes(model: ir.Model, name: str) -> int:
     tensor = model.graph.initializers[name].const_value
     return 0 if tensor is None else tensor.nbytes
-
-
-def _spec(spec: QSpec, bits: int, block: int) -> QSpec:
-    granularity = spec.granularity
-    axis = granularity.axis if isinstance(granularity, PerBlock) else 1 - getattr(granularity, "axis", 1)
-    shared = PerBlock(axis, block) if block else PerChannel(1 - axis)
-    dtype = f"{'int' if spec.signed else 'uint'}{4 if bits == 3 else bits}"
-    return replace(spec, dtype=dtype, granularity=shared, reduce_range=bits == 3)
 
 
 def _end_errors(model: ir.Model, changed: dict[str, np.ndarray], data: Dataset, work: Path) -> dict[str, float]:

@@ -1,13 +1,20 @@
 """Formats for each layer: the measured cost is what the model's outputs lose, and the choice spends it well."""
 
+import msgspec
 import numpy as np
+import onnx
 import pytest
 
 import edgeq
 from edgeq import recipe
+from edgeq import target as targets
 from edgeq.errors import CalibrationError, RecipeError
+from edgeq.graph import io
+from edgeq.graph.prepare import prepare
+from edgeq.numerics import codebook
 from edgeq.numerics.metrics import sqnr_db
 from edgeq.runners import cpu
+from edgeq.search import allocation
 from tests.graph.written import draw, save, text
 
 BODY = "a = MatMul (x, w1)  b = MatMul (a, w2)  c = MatMul (b, w3)  d = MatMul (x, w4)  y = Add (c, d)"
@@ -55,6 +62,41 @@ def test_a_mix_beats_the_uniform_format_of_its_size(tmp_path, bpw):
     assert mixed.artifact.stat().st_size < uniform.artifact.stat().st_size * 1.03 + 1000  # a function
     again = edgeq.quantize(path, "generic", samples(), tmp_path / "r", recipe=made, check=False)
     assert again.artifact.read_bytes() == mixed.artifact.read_bytes()
+
+
+def test_the_algorithm_is_chosen_too(tmp_path):
+    """A weight whose numbers are NF4's own levels is best served by them, where a kernel takes them."""
+    inits = {f"w{i}": draw(128, 128, seed=i) / 11 for i in range(1, 5)}
+    codes = np.random.default_rng(0).integers(0, 16, (128, 128))
+    codes[::32] = 15  # every block reaches its end
+    inits["w2"] = codebook.NF4[codes] / 4
+    path = save(tmp_path, text(BODY, "float[N,128] x"), inits)
+    mixed = quantize(path, tmp_path / "m", bpw=4.3)
+    found = {r.nodes[0]: (r.weight, r.bits) for r in recipe.load(tmp_path / "m" / "recipe.toml").rule}
+    assert found.pop("MatMul_1") == ("nf4", 4)
+    assert "gptq" in {weight for weight, _ in found.values()}
+    kinds = [n.op_type for n in onnx.load(mixed.artifact).graph.node]
+    assert "MatMulBnb4" in kinds
+    assert "MatMulNBits" in kinds
+
+
+def test_only_codes_with_a_kernel_are_tried_unasked(tmp_path):
+    path = model(tmp_path)
+    aim, asked = targets.load("generic"), recipe.Recipe(method="weight_only")
+    prepared = prepare(io.load(path), aim.opset)
+
+    def tried(target, **changes):
+        could = allocation.formats(prepared, target, msgspec.structs.replace(asked, **changes))
+        assert len(could) == 4
+        return {(w.algorithm, w.spec.bits) for layer in could.values() for w in layer}
+
+    usual = {("rtn", 2), ("rtn", 4), ("rtn", 8), ("gptq", 2), ("gptq", 4), ("gptq", 8)}
+    assert tried(aim) == usual | {("nf4", 4), ("fp4", 4)}
+    assert tried(msgspec.structs.replace(aim, kernels={})) == usual
+    assert ("iq4_nl", 4) in tried(aim, weight="iq4_nl")
+    pinned = (recipe.Override(nodes=("MatMul_0",), bits=2, block=32),)
+    could = allocation.formats(prepared, aim, msgspec.structs.replace(asked, rule=pinned))
+    assert {(w.algorithm, w.spec.bits) for w in could["MatMul_0"]} == {("rtn", 2), ("gptq", 2)}
 
 
 def test_bytes_are_kept_to(tmp_path):
