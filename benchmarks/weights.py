@@ -1,10 +1,12 @@
-"""Weights below 8 bits on a language model: `python -m benchmarks.weights [--rows PATTERN] [--windows 100]`.
+"""Weights below 8 bits on a language model: `python -m benchmarks.weights [--rows PATTERNS] [--jobs 2] [--json FILE]`.
 
 tinypy is quantized by every method in several formats, edgeq's beside onnxruntime's own, each in a process of its own,
 and measured in onnxruntime: bits per byte over the first windows of held-out text (lower is better; float 1.1986), the
 file's bytes, the CPU seconds and peak memory of quantizing. Data is text that the model was trained on; what edgeq's
 methods do by default was chosen on other windows than those reported. `±` is the standard error, over the windows, of
-the difference to float. Of mixed formats (`bpw`) it is said whether some uniform format is as small and no worse.
+the difference to float. Then, format by format: edgeq's best beside the best of the others, the goal where there is
+one, and of mixed formats (`bpw`) which uniform ones are as small and no worse. A run that was cut off goes on with the
+rows that `--json` has not. `--rows "* / gptq,* / ort *"` is what goals and peers need.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ import runpy
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from rich.console import Console
@@ -31,16 +35,18 @@ from sample_models import tinypy
 
 ROOT = Path(__file__).resolve().parents[1]
 HEADINGS = ("format", "method", "bits/byte", "±", "loss", "bytes", "CPU s", "peak MB")
-INT4, CHANNEL, INT3, INT3_CHANNEL, INT2 = EVERY = (
-    "int4 block 32", "int4 per channel", "int3 block 32", "int3 per channel", "int2 block 32",
+INT4, CHANNEL, INT3, _, _, _, INT2 = EVERY = (
+    "int4 block 32", "int4 per channel", "int3 block 32", "int3 block 64", "int3 block 128", "int3 per channel",
+    "int2 block 32",
 )  # fmt: skip
 UNIFORM = {  # (bits, block); a block of 0: a scale a channel
     INT4: (4, 32), "int4 block 64": (4, 64), "int4 block 128": (4, 128), CHANNEL: (4, 0),
-    INT3: (3, 32), "int3 block 64": (3, 64), "int3 block 128": (3, 128), INT3_CHANNEL: (3, 0),
+    INT3: (3, 32), "int3 block 64": (3, 64), "int3 block 128": (3, 128), "int3 per channel": (3, 0),
     "int2 block 16": (2, 16), INT2: (2, 32),
 }  # fmt: skip
 MIXED = {f"{bpw} bpw": ("--bpw", bpw) for bpw in ("4.0", "3.5", "3.0")}
 OURS = {name: ("--bits", str(bits), "--block", str(block)) for name, (bits, block) in UNIFORM.items()} | MIXED
+GOALS = {INT4: 1.204, CHANNEL: 1.215, "3.0 bpw": 1.25, INT2: 1.50}  # bits a byte
 WITHOUT_DATA = ("rtn", "hqq")
 METHODS = {
     "rtn": EVERY,
@@ -107,12 +113,8 @@ def command(row: Row, model: Path, calib: Path, folder: Path) -> tuple[list[str]
         name = row.method.removeprefix("ort ")
         bits, block = UNIFORM[row.format]
         out = folder / "peer.onnx"
-        return [
-            sys.executable,
-            "-m",
-            "benchmarks.peers.ort_nbits",
-            *map(str, (model, calib, out, name, bits, block)),
-        ], out
+        peer = [sys.executable, "-m", "benchmarks.peers.ort_nbits"]
+        return [*peer, *map(str, (model, calib, out, name, bits, block))], out
     weight, *options = row.method.split()
     ours = [
         sys.executable,
@@ -148,12 +150,40 @@ def measure(row: Row, model: Path, calib: Path, indices: range, reference: np.nd
     return row
 
 
-def wanted(pattern: str) -> Iterator[Row]:
-    """The rows whose `format / method` matches the pattern, format by format."""
+def wanted(patterns: str) -> Iterator[Row]:
+    """The rows whose `format / method` matches one of the patterns, format by format."""
     for name in OURS:
         methods = [m for m, formats in METHODS.items() if name in formats]
         methods += [f"ort {m}" for m, formats in PEERS.items() if name in formats]
-        yield from (Row(name, m) for m in methods if fnmatch.fnmatch(f"{name} / {m}", pattern))
+        for method in methods:
+            if any(fnmatch.fnmatch(f"{name} / {method}", pattern) for pattern in patterns.split(",")):
+                yield Row(name, method)
+
+
+def held(path: Path | None, settings: Mapping[str, int]) -> dict[tuple[str, str], Row]:
+    """The rows of an earlier run with the same settings, by format and method."""
+    content = json.loads(path.read_text()) if path is not None and path.exists() else {}
+    rows = content["rows"] if content.get("settings") == settings else []
+    return {(row["format"], row["method"]): Row(**row) for row in rows}
+
+
+def verdicts(found: Sequence[Row]) -> Iterator[str]:
+    """A line a format: edgeq's best, the best of the others, the goal, and what is as small as a mix and no worse."""
+    for name in OURS:
+        rows = sorted((r for r in found if r.format == name and r.bits is not None), key=lambda r: r.bits or 0)
+        ours, theirs = ([r for r in rows if r.method.startswith("ort ") is peer] for peer in (False, True))
+        if not ours:
+            continue
+        line = [f"{name}: {ours[0].method} {ours[0].bits:.4f}"]
+        line += [
+            f"{r.method} {r.bits:.4f} ({'behind' if (ours[0].bits or 0) < (r.bits or 0) else 'AHEAD'})"
+            for r in theirs[:1]
+        ]
+        if name in GOALS:
+            line.append(f"goal {GOALS[name]} ({'met' if (ours[0].bits or 9) <= GOALS[name] else 'MISSED'})")
+        if name in MIXED:
+            line.append(f"as small and no worse: {', '.join(beaten(ours[0], found)) or 'no uniform format'}")
+        yield ", ".join(line)
 
 
 def beaten(row: Row, found: Sequence[Row]) -> list[str]:
@@ -167,9 +197,7 @@ def beaten(row: Row, found: Sequence[Row]) -> list[str]:
 
 def cells(row: Row) -> list[str]:
     if row.failed:
-        return [row.format, row.method, "failed", *["-"] * 3, "-" if row.size is None else f"{row.size:,}", "-", "-"][
-            :8
-        ]
+        return [row.format, row.method, "failed", *["-"] * 5]
     numbers = (row.bits, row.error, row.loss, row.size, row.seconds, row.peak)
     if any(n is None for n in numbers):
         return [row.format, row.method, *["-"] * 6]
@@ -191,29 +219,38 @@ def table(found: Sequence[Row]) -> Table:
 def main(argv: list[str] | None = None) -> int:
     """Print the table. Returns 1 when edgeq failed in a row: a peer's failure is a result."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.weights", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rows", default="*", help="pattern over `format / method`")
+    parser.add_argument("--rows", default="*", help="patterns over `format / method`, with commas between")
     parser.add_argument("--windows", type=int, default=100, help="how many of the held-out text are reported")
     parser.add_argument("--skip", type=int, default=0, help="the first window; 100 leaves out those that are reported")
     parser.add_argument("--calib", type=int, default=128, help="training windows that calibrate")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="also write every number there, after each row")
+    parser.add_argument("--jobs", type=int, default=1, help="rows at a time, each on one core")
+    parser.add_argument("--json", type=Path, help="write every number there, after each row; go on from there")
     args = parser.parse_args(argv)
-    indices, found = range(args.skip, args.skip + args.windows), []
-    console = Console(stderr=True)
-    with tempfile.TemporaryDirectory() as folder:
+    indices = range(args.skip, args.skip + args.windows)
+    settings = {"windows": args.windows, "skip": args.skip, "calib": args.calib}
+    console, lock, known = Console(stderr=True), Lock(), held(args.json, settings)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(args.jobs) as pool:
         model, calib = tinypy.build(Path(folder) / "tinypy.onnx"), Path(folder) / "calib.npz"
         np.savez(calib, tokens=training_windows(args.calib))
-        reference = losses(model, indices, args.threads)
-        found.append(Row("float32", "", float(reference.mean()), 0.0, 0.0, model.stat().st_size, 0.0, 0))
-        for row in wanted(args.rows):
-            found.append(measure(row, model, calib, indices, reference, args.threads))
-            console.print(" ".join(cells(row)), row.failed, style="dim", highlight=False)
-            if args.json:
-                args.json.write_text(json.dumps([asdict(r) for r in found], indent=1) + "\n")
+        reference = losses(model, indices, 1)
+
+        def one(row: Row) -> Row:
+            key = row.format, row.method
+            if key not in known:
+                made = measure(row, model, calib, indices, reference, 1)
+                with lock:
+                    known[key] = made
+                    console.print(" ".join(cells(made)), made.failed, style="dim", highlight=False)
+                    if args.json:
+                        rows = [asdict(r) for r in known.values()]
+                        args.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+            return known[key]
+
+        found = [Row("float32", "", float(reference.mean()), 0.0, 0.0, model.stat().st_size, 0.0, 0)]
+        found += pool.map(one, wanted(args.rows))
     Console(width=130).print(table(found))
-    for row in found:
-        if row.format in MIXED and not row.failed:
-            print(f"{row.format}: as small and no worse: {', '.join(beaten(row, found)) or 'no uniform format'}")
+    for line in verdicts(found):
+        print(line)
     return int(any(row.failed and not row.method.startswith("ort") for row in found))
 
 

@@ -50,10 +50,12 @@ class TypeRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         return QSpec(self.dtype, self.symmetric, granularity, self.narrow, self.reduce_range)
 
     def packed(self, bits: int | None, block: int | None) -> TypeRow:
-        """The type with other bits and block; a block of 0 is a scale a channel. 3 bits are half the codes of 4."""
+        """The type with other bits and block: 0 is a scale a channel, None what the type has. 3 bits are half of 4."""
         size = self.block_size if block is None else block
         dtype = self.dtype.rstrip("0123456789") + str(4 if bits == 3 else bits or self.spec().bits)
-        per: Literal["block", "channel"] = "block" if size else "channel"
+        per: Literal["block", "channel", "tensor"] = "block" if size else "channel"
+        if block is None and self.per == "tensor":
+            per = "tensor"
         half = bits == 3 or (self.reduce_range and bits is None)
         return msgspec.structs.replace(self, dtype=dtype, per=per, block_size=size, reduce_range=half)
 

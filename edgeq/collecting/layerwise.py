@@ -57,6 +57,7 @@ def stages(model: ir.Model, plan: Plan) -> tuple[list[Stage], list[WeightPlan]]:
     for layer in plan.weights:
         node = nodes.get(layer.node)
         flat = node is not None and node.op_type in ("MatMul", "Gemm") and rank(node.inputs[layer.index]) == 2
+        flat &= not isinstance(layer.spec.granularity, PerTensor)  # which doesn't say where its features lie
         data = node.inputs[0] if node is not None and flat else None
         if data is None or is_constant(data):
             rest.append(layer)

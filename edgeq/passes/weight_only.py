@@ -22,9 +22,9 @@ from edgeq.graph.edit import MS_DOMAIN, add_initializer, drop_unused_initializer
 from edgeq.numerics import pack
 from edgeq.passes import coded, corrected
 from edgeq.passes.builder import FLOAT, Builder
-from edgeq.planning.plan import PACKED, Plan
+from edgeq.planning.plan import PACKED, Plan, weight_axis
 from edgeq.target import Target
-from edgeq.types import PerBlock, PerChannel, QParams, QTensor, Solution
+from edgeq.types import PerBlock, QParams, QTensor, Solution
 
 LEAST_BLOCK, WIDEST = 16, 256  # of MatMulNBits and GatherBlockQuantized
 INPUT_BLOCK = 32
@@ -59,7 +59,7 @@ class _Writer:
 
     def rewrite(self, node: ir.Node) -> None:
         index = 0 if node.op_type == "Gather" else 1
-        tensor = in_blocks(self.solution.weights[node.name or "", index])
+        tensor = in_blocks(self.solution.weights[node.name or "", index], weight_axis(node, "channel"))
         granularity = tensor.params.spec.granularity
         if node.op_type == "Gather":
             self._table(node, unsigned(tensor))
@@ -180,18 +180,20 @@ class _Writer:
         return add_initializer(self.model.graph, free, tensor)
 
 
-def in_blocks(tensor: QTensor) -> QTensor:
-    """A matrix with a scale a channel as one whose blocks have that scale; anything else as it is."""
+def in_blocks(tensor: QTensor, channel: int) -> QTensor:
+    """A matrix with a scale a channel, or one for all, as one whose blocks have it; anything else as it is."""
     spec = tensor.params.spec
-    if not isinstance(spec.granularity, PerChannel) or tensor.data.ndim != 2:
+    if isinstance(spec.granularity, PerBlock) or tensor.data.ndim != 2:
         return tensor
-    axis = 1 - spec.granularity.axis % 2
+    axis = 1 - channel % 2
     length = tensor.data.shape[axis]
     size = length & -length  # the greatest power of two that divides it
     size = min(size, WIDEST) if size >= 64 else 128
     count = -(-length // size)
+    wide = tensor.data.shape[1 - axis]
     scale, zero = (
-        np.repeat(np.expand_dims(p, axis), count, axis) for p in (tensor.params.scale, tensor.params.zero_point)
+        np.repeat(np.expand_dims(np.broadcast_to(p, wide), axis), count, axis)
+        for p in (tensor.params.scale, tensor.params.zero_point)
     )
     return QTensor(tensor.data, QParams(scale, zero, replace_fields(spec, granularity=PerBlock(axis, size))))
 

@@ -67,7 +67,8 @@ class Context:
         block = self.recipe.block if override.block is None else override.block
         encoder = encoder_of(name)
         if encoder is not None:
-            row = coded_row(row, encoder, self.recipe, bits, block if rule.role == "packed" else 0, node)
+            shared = block if rule.role == "packed" or row.per == "tensor" else 0
+            row = coded_row(row, encoder, self.recipe, bits, shared, node)
         elif rule.role == "packed":
             if bits not in (None, 2, 3, 4, 8):
                 raise RecipeError(f"{name} has integers of 2, 3, 4 or 8 bits, not {bits}: or choose --weight kmeans")
@@ -109,7 +110,7 @@ def coded_row(
     bits = bits or (usual if usual in encoder.BITS else encoder.BITS[-1])
     if bits not in encoder.BITS:
         raise RecipeError(f"{name} has codes of {', '.join(map(str, encoder.BITS))} bits, not {bits}")
-    packed = row.packed(bits, encoder.BLOCK if block is None else block)
+    packed = row.packed(bits, encoder.BLOCK if block is None and row.per != "tensor" else block)
     return msgspec.structs.replace(packed, dtype=f"uint{bits}", symmetric=False, narrow=False, reduce_range=False)
 
 

@@ -26,6 +26,48 @@ def test_rows_and_commands(tmp_path):
         assert artifact.is_relative_to(tmp_path)
         assert all(isinstance(word, str) for word in line)
     assert [r.format for r in weights.wanted("3.? bpw / gptq")] == ["3.5 bpw", "3.0 bpw"]
+    some = list(weights.wanted("* / gptq,* / ort *"))
+    assert {r.format for r in some} == set(weights.OURS)
+    assert {r.method for r in some} == {"gptq", *(f"ort {m}" for m in weights.PEERS)}
+
+
+def test_verdicts():
+    row = weights.Row
+    found = [
+        row("int4 block 32", "rtn", 1.25, size=9), row("int4 block 32", "gptq", 1.2, size=9),
+        row("int4 block 32", "ort hqq", 1.22, size=9), row("int4 block 32", "ort rtn", failed="why"),
+        row("3.0 bpw", "gptq", 1.26, size=8), row("int2 block 32", "ort hqq", 4.0, size=5),
+        row("int4 per channel", "gptq", 1.3, size=7), row("int4 per channel", "ort default", 1.2, size=7),
+    ]  # fmt: skip
+    assert list(weights.verdicts(found)) == [
+        "int4 block 32: gptq 1.2000, ort hqq 1.2200 (behind), goal 1.204 (met)",
+        "int4 per channel: gptq 1.3000, ort default 1.2000 (AHEAD), goal 1.215 (MISSED)",
+        "3.0 bpw: gptq 1.2600, goal 1.25 (MISSED), as small and no worse: int4 per channel / ort default",
+    ]
+
+
+def test_a_run_goes_on(tmp_path, monkeypatch, capsys):
+    done = []
+
+    def measure(row, *_):
+        done.append((row.format, row.method))
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        row.bits, row.error, row.loss, row.size, row.seconds, row.peak = 1.2, 0.1, 0.0, 9, 1.0, 9
+        return row
+
+    monkeypatch.setattr(weights, "measure", measure)
+    monkeypatch.setattr(weights, "losses", lambda *_: np.ones(3))
+    monkeypatch.setattr(weights, "training_windows", lambda _: np.zeros((1, 4), np.int64))
+    asked = ["--rows", "int4 * / rtn,int3 * / rtn", "--json", str(tmp_path / "rows.json")]
+    with pytest.raises(KeyboardInterrupt):
+        weights.main(asked)
+    assert weights.main(asked) == 0
+    assert len(done) == 7  # six rows, and the one that was cut off again
+    assert len(set(done)) == 6
+    assert weights.main([*asked, "--windows", "3"]) == 0  # other settings
+    assert len(done) == 13
+    assert "int3 block 128" in capsys.readouterr().out
 
 
 def test_what_is_as_small_as_a_mix_and_no_worse():

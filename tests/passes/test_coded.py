@@ -309,6 +309,26 @@ def test_data_and_rules_from_end_to_end(tmp_path):
     assert again.artifact.read_bytes() == files[1]
 
 
+@pytest.mark.parametrize("name", ["fp8_e4m3", "fp8_e5m2", "nf4"])
+def test_one_scale_for_a_whole_weight(tmp_path, name):
+    """float8 a tensor: DequantizeLinear with one scale. NF4's kernel has none such, so its codes are looked up."""
+    w, x = draw(64, 48), draw(5, 64)
+    rule = (Override(weight_type="s8t"),)
+    _, made, solution, _ = made_of(tmp_path, "y = MatMul (x, w)", {"w": w}, weight=name, rule=rule)
+    tensor = solution.codes["y_node", 1]
+    assert tensor.scale.shape == ()
+    y, ran = run(made, tmp_path, x=x)
+    assert ran == (["DequantizeLinear", "MatMul"] if name.startswith("fp8") else ["MatMul"])
+    np.testing.assert_allclose(y, x @ codebook.real(tensor), rtol=1e-2, atol=1e-2)  # the scale is a half number
+    assert sqnr_db(x @ w, y) > 12
+    path = save(tmp_path, text("y = MatMul (x, w)", "float[N,64] x"), {"w": w})
+    with_data = edgeq.quantize(
+        path, "generic", samples(16, 64), tmp_path / "out", method="weight_only", weight=name, rule=rule, check=False
+    )
+    fed = {"x": x}
+    np.testing.assert_array_equal(y, ort.InferenceSession(str(with_data.artifact)).run(None, fed)[0])
+
+
 def test_what_codes_can_not_be(tmp_path):
     path = save(tmp_path, text("y = MatMul (x, w)", "float[N,64] x"), {"w": draw(64, 96)})
     with pytest.raises(RecipeError, match="--method weight_only"):

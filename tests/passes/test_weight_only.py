@@ -19,7 +19,7 @@ from edgeq.planning.plan import PACKED, STORED
 from edgeq.planning.planner import plan
 from edgeq.planning.solve import solve
 from edgeq.recipe import Override, Recipe
-from edgeq.types import PerBlock, PerChannel, QParams, QSpec, QTensor
+from edgeq.types import PerBlock, PerChannel, PerTensor, QParams, QSpec, QTensor
 from edgeq.weights import rtn
 
 TARGET = msgspec.structs.replace(targets.load("generic"), accuracy_level=0)  # inputs as they are
@@ -193,11 +193,25 @@ def test_tiny_scales_stay_single(tmp_path):
 def test_blocks_of_a_channels_scale_say_the_same():
     for shape, axis in (((90, 8), 1), ((8, 256), 0)):
         tensor = rtn.quantize(draw(*shape), QSpec("int4", granularity=PerChannel(axis)))
-        blocks = weight_only.in_blocks(tensor)
+        blocks = weight_only.in_blocks(tensor, axis)
         assert isinstance(blocks.params.spec.granularity, PerBlock)
         np.testing.assert_array_equal(*(affine.dequantize(t.data, t.params) for t in (tensor, blocks)))
         shifted: QTensor = weight_only.unsigned(rtn.quantize(draw(*shape), QSpec("int8", granularity=PerBlock(1, 8))))
         assert shifted.data.dtype == np.uint8
+
+
+@pytest.mark.parametrize("transposed", [0, 1])
+def test_one_scale_for_a_whole_weight(tmp_path, transposed):
+    w, x = draw(64, 64), draw(5, 64)
+    body = f"y = Gemm <transB={transposed}> (x, w)"
+    _, made, weights, _ = made_of(body, {"w": w}, rule=(Override(weight_type="s8t"),))
+    tensor = weights["y_node", 1]
+    assert tensor.params.spec.granularity == PerTensor()
+    (y,), ran = run(made, tmp_path, x=x)
+    assert ran == ["MatMulNBits"]
+    real = stored(tensor)
+    np.testing.assert_allclose(y, x @ (real.T if transposed else real), rtol=1e-4, atol=1e-4)
+    assert len(made.SerializeToString()) < w.size + 128 + 1200  # a scale a channel is what the kernel has
 
 
 def test_the_level_is_the_targets(tmp_path):
