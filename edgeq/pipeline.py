@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -101,6 +101,7 @@ def quantize(
     bpw: float | None = None,
     max_bytes: int | None = None,
     recorded: Path | None = None,
+    worth: Callable[[Path], bool] | None = None,
     data_free: bool = False,
     progress: Progress = silent,
     **settings: Any,
@@ -111,7 +112,7 @@ def quantize(
     eval_data: what to verify on, by default `calib`. check: whether to verify. layers: measure every layer too.
     also: further targets to verify on.
     workers, dask, stats, save_stats, keep, device, rank: see `edgeq.collecting.observation.Ways`.
-    recorded: see `edgeq.verify`.
+    recorded: see `edgeq.verify`. worth: asked of the artifact; one that it declines is not verified.
     data_free: calibrate on made-up data. bpw, max_bytes: see `edgeq.search.allocation`.
     settings: fields of the recipe, which win over `recipe`'s; None leaves one as it is.
     Raises an EdgeqError, and then leaves nothing behind.
@@ -152,7 +153,7 @@ def quantize(
         )  # fmt: skip
         artifact = write(found)
         verification, kept = None, golden.Golden()
-        if check and held_out is not None:
+        if check and held_out is not None and (worth is None or worth(artifact)):
             verification = verify_files(
                 path,
                 artifact,

@@ -10,11 +10,12 @@ import onnxruntime as ort
 import pytest
 from onnx import numpy_helper, parser
 
-from edgeq import target, tune
+from edgeq import pipeline, target, trials, tune
 from edgeq.errors import EdgeqError, RecipeError
 from edgeq.numerics.metrics import sqnr_db
 from edgeq.planning.coverage import integer_share
-from edgeq.tune import Goal
+from edgeq.report.schema import Trial
+from edgeq.search.goal import Goal
 from tests.command import matmul
 from tests.graph.written import draw, samples, save, text
 from tests.search.test_recovery import BODY, answers, unequal
@@ -61,7 +62,7 @@ def test_what_was_run_is_not_run_again(case, tmp_path, monkeypatch):
     def never(*args, **kwargs):
         raise AssertionError("a trial ran again")
 
-    monkeypatch.setattr(tune, "quantize", never)
+    monkeypatch.setattr(trials, "quantize", never)
     again = tune.tune(path, aim, data, tmp_path / "out", goal=Goal(min_sqnr=24.0))
     assert [(t.step, t.digest, t.value) for t in again.trials] == [(t.step, t.digest, t.value) for t in first.trials]
     assert all(t.seconds == 0 for t in again.trials)
@@ -82,10 +83,39 @@ def test_nodes_go_float_where_nothing_else_is_enough(case, tmp_path):
     assert best.integer == max(t.integer for t in met)
 
 
+def test_the_metric_is_for_what_a_few_samples_speak_for(case, tmp_path, monkeypatch):
+    path, aim, _ = case
+    data, walks, really = samples(4, 4, 8, 8, count=60), [], pipeline.verify_files
+    monkeypatch.setattr(pipeline, "verify_files", lambda *args, **ways: (walks.append(args), really(*args, **ways))[1])
+    ways = {"goal": Goal(min_sqnr=300.0, min_integer=0.99)}
+    found = tune.tune(path, aim, data, tmp_path / "out", **ways)
+    shown = [t for t in found.trials if not t.problem]
+    declined = [t for t in found.trials if "not measured further" in t.problem]
+    assert len(walks) == len(shown) < len(shown) + len(declined)
+    assert shown[0].step == "as given"
+    assert not any(t.kept for t in declined)
+    again = tune.tune(path, aim, data, tmp_path / "out", **ways)
+    assert len(walks) == len(shown)
+    assert [(t.step, t.problem) for t in again.trials] == [(t.step, t.problem) for t in found.trials]
+
+
+def test_sixteen_bits_before_float(case, tmp_path):
+    """Where the target has wider activations, a node that gets them multiplies integers still."""
+    path, _, data = case
+    wide = tmp_path / "wide.toml"
+    wide.write_text(PER_TENSOR + 'u16 = {dtype = "uint16"}\n[[rule]]\nops = ["Conv"]\nact = "u8"\nweight = "s8c"\n')
+    found = tune.tune(path, str(wide), data, tmp_path / "out", goal=Goal(min_sqnr=57.0, min_integer=1.0))
+    best = next(t for t in found.trials if t.digest == found.best)
+    assert "nodes u16" in best.step
+    assert best.integer == 1
+    codes = {t.data_type for t in onnx.load(tmp_path / "out" / "model.onnx").graph.initializer}
+    assert onnx.TensorProto.UINT16 in codes
+
+
 def test_a_repair_is_tried_again_behind_float_nodes(case, tmp_path, monkeypatch):
     """One that does nothing for the whole may do something once the worst layer is out of the way."""
     path, aim, data = case
-    run, seen = tune.quantize, []
+    run, seen = trials.quantize, []
 
     def harmful_at_first(*args, recipe, **kwargs):
         made = run(*args, recipe=recipe, **kwargs)
@@ -95,7 +125,7 @@ def test_a_repair_is_tried_again_behind_float_nodes(case, tmp_path, monkeypatch)
             raise EdgeqError("not yet")
         return made
 
-    monkeypatch.setattr(tune, "quantize", harmful_at_first)
+    monkeypatch.setattr(trials, "quantize", harmful_at_first)
     found = tune.tune(path, aim, data, tmp_path / "out", goal=Goal(min_sqnr=300.0, max_bytes=10))
     steps = [trial.step for trial in found.trials]
     assert "equalize behind that" in steps
@@ -141,7 +171,7 @@ def test_a_drop_without_labels_is_of_agreement(tmp_path):
 
 
 def test_relative_drops():
-    trial = tune.Trial("t", "d", reference=0.8, value=0.796, drop=0.004)
+    trial = Trial("t", "d", reference=0.8, value=0.796, drop=0.004)
     assert Goal(max_drop=0.005, relative=True).misses(trial) == []
     assert Goal(max_drop=0.0049, relative=True).misses(trial)
     assert Goal(max_drop=0.0039).misses(trial)

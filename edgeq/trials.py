@@ -1,0 +1,197 @@
+"""Trials of recipes on one model: each is quantized and verified as `edgeq quantize` does it, once.
+
+A trial lies in a folder named by the hash of all that it depends on, so one that is there already is not run again.
+What float answers and what calibration saw are kept beside them, and serve every trial. A trial is looked at on `FEW`
+samples before it is verified on all of them: the metric is for those that are nearer to float than the best so far.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from edgeq import target as targets
+from edgeq.collecting.observation import statistics_key
+from edgeq.data import Dataset
+from edgeq.errors import EdgeqError
+from edgeq.graph import io
+from edgeq.pipeline import quantize
+from edgeq.planning.coverage import integer_share
+from edgeq.planning.energy import energy
+from edgeq.recipe import Recipe, dump
+from edgeq.report.build import versions
+from edgeq.report.schema import Report, Sensitivity, Trial, load
+from edgeq.request import open_samples, with_images
+from edgeq.search.goal import Goal
+from edgeq.types import Progress
+from edgeq.verifying.glimpse import glimpse
+from edgeq.verifying.scores import Agreement, MetricFunction
+
+FOLDER = ".trials"
+FEW = 24
+GAIN = 0.1  # dB on those samples that a trial must have over the best
+
+
+@dataclass
+class Trials:
+    """The trials of one model, and the best recipe so far."""
+
+    model: Path
+    calib: Any
+    eval_data: Any
+    labels: str | None
+    metric: str | MetricFunction | None
+    goal: Goal
+    output: Path
+    progress: Progress
+    recipe: Recipe
+    made: list[Trial] = field(default_factory=list)
+    best: Trial | None = None
+    began: float = field(default_factory=time.monotonic)
+    _seen: dict[Path, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        data = (content(self.calib), content(self.eval_data))
+        self.about = [io.sha256(io.files(self.model)), *data, self.labels, name_of(self.metric), versions()]
+        source = io.load(self.model)
+        given = self.calib if self.eval_data is None else self.eval_data
+        samples = open_samples(given, with_images(self.recipe, source), source)
+        many = samples is not None and samples.count is not None and samples.count >= 2 * FEW
+        self.few: Dataset | None = samples.sample(FEW, 0) if many and samples is not None else None
+
+    @property
+    def late(self) -> bool:
+        return bool(self.made) and time.monotonic() - self.began > self.goal.time_budget
+
+    @property
+    def done(self) -> bool:
+        return self.best is not None and not self.goal.misses(self.best)
+
+    def attempt(self, step: str, recipe: Recipe) -> Trial | None:
+        """Run or find a trial, and keep it where it is better; None when time is up, or for one that has no figures."""
+        if self.late:
+            return None
+        digest, start = _digest([*self.about, dump(recipe)]), time.monotonic()
+        folder = self.output / FOLDER / digest
+        fresh = not (folder / "report.json").exists()
+        try:
+            report = self._run(recipe, folder) if fresh else load(folder)
+            if report.verification is None and not fresh and self._worth(recipe, folder / report.artifact.file):
+                report, fresh = self._run(recipe, folder), True
+        except EdgeqError as error:
+            self.made.append(Trial(step, digest, problem=str(error), seconds=time.monotonic() - start))
+            return None
+        seconds = time.monotonic() - start if fresh else 0.0
+        if report.verification is None:
+            found, best = (self._glimpse(recipe, d / report.artifact.file) for d in (folder, self._best_folder))
+            why = f"{found:.1f} dB on {FEW} samples, the best has {best:.1f}: not measured further"
+            self.made.append(Trial(step, digest, problem=why, seconds=seconds))
+            return None
+        trial = _trial(step, digest, report, folder, seconds)
+        kept = self.best is None or self.goal.order(trial) < self.goal.order(self.best)
+        self.made.append(msgspec.structs.replace(trial, kept=kept, misses=tuple(self.goal.misses(trial))))
+        if kept:
+            self.best, self.recipe = self.made[-1], recipe
+        return self.made[-1]
+
+    def sensitivity(self, recipe: Recipe) -> tuple[Sensitivity, ...]:
+        """What the rounding of each node alone does to the outputs, measured or found; nothing when time is up."""
+        if self.late:
+            return ()
+        digest, start = _digest([*self.about, dump(recipe), "sensitivity"]), time.monotonic()
+        folder = self.output / FOLDER / digest
+        fresh = not (folder / "report.json").exists()
+        rows = (self._run(recipe, folder, rank=True, check=False) if fresh else load(folder)).sensitivity
+        whole = sum(row.error for row in rows) or 1.0
+        worst = ", ".join(f"{row.name} ({row.op}) {row.error / whole:.0%}" for row in rows[:3])
+        seconds = time.monotonic() - start if fresh else 0.0
+        self.made.append(Trial("sensitivity", digest, problem=f"of the error: {worst}", seconds=seconds))
+        return rows
+
+    def settle(self) -> None:
+        """Of the trials that meet the goal, take the one that gives least up to float; it may not be the last."""
+        met = [t for t in self.made if not t.problem and not self.goal.misses(t)]
+        self.best = min(met, key=lambda t: (-t.integer, t.bytes, t.drop, -t.sqnr_db), default=self.best)
+
+    @property
+    def _best_folder(self) -> Path:
+        assert self.best is not None
+        return self.output / FOLDER / self.best.digest
+
+    def _run(self, recipe: Recipe, folder: Path, **ways: Any) -> Report:
+        stats = self.output / FOLDER / f"{statistics_key(self.about, recipe)}.stats"
+        stats.parent.mkdir(parents=True, exist_ok=True)
+        if recipe.method == "static":
+            ways |= {"stats": stats} if stats.exists() else {"save_stats": stats}
+        metric = self.metric or (Agreement() if self.labels is None else None)
+        return quantize(
+            self.model, recipe.target, self.calib, folder, recipe=recipe, eval_data=self.eval_data, labels=self.labels,
+            metric=metric, recorded=self.output / FOLDER / "answers", worth=partial(self._worth, recipe),
+            progress=self.progress, **ways,
+        ).report  # fmt: skip
+
+    def _worth(self, recipe: Recipe, artifact: Path) -> bool:
+        """Is an artifact nearer to float than the best, as far as a few samples tell?"""
+        if self.best is None or self.few is None:
+            return True
+        best = self._best_folder / load(self._best_folder).artifact.file
+        return self._glimpse(recipe, artifact) >= self._glimpse(recipe, best) + GAIN
+
+    def _glimpse(self, recipe: Recipe, artifact: Path) -> float:
+        if artifact not in self._seen:
+            assert self.few is not None
+            self.progress("glimpse", 0, None)
+            answers, aim = self.output / FOLDER / "answers", targets.load(recipe.target)
+            self._seen[artifact] = glimpse(self.model, artifact, aim, self.few, recipe.state, answers)
+        return self._seen[artifact]
+
+
+def _trial(step: str, digest: str, report: Report, folder: Path, seconds: float) -> Trial:
+    metric, runtime = report.metric, report.runtime
+    assert metric is not None
+    speed = 0.0
+    if runtime is not None and runtime.latency_ms and runtime.float_latency_ms:
+        speed = runtime.float_latency_ms / runtime.latency_ms
+    decibels = [999.0 if o.sqnr_db is None else o.sqnr_db for o in report.outputs]
+    made = io.read_graph(folder / report.artifact.file) if report.artifact.file.endswith(".onnx") else None
+    share, joules = (integer_share(made), energy(made)) if made is not None else (1.0, 0.0)
+    return Trial(
+        step, digest, metric.name, metric.reference, metric.quantized, metric.drop, min(decibels, default=999.0),
+        report.artifact.bytes, share, speed, joules, seconds,
+    )  # fmt: skip
+
+
+def _digest(parts: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+
+def name_of(metric: str | MetricFunction | None) -> str:
+    """Of a function where it is defined; what it computes is taken to be the same as long as that is."""
+    if metric is None or isinstance(metric, str):
+        return metric or ""
+    return f"{getattr(metric, '__module__', '')}:{getattr(metric, '__qualname__', type(metric).__name__)}"
+
+
+def content(data: Any) -> str:
+    """A hash of what the data holds; of a callable its name, of other objects what they are at this moment."""
+    if isinstance(data, (str, os.PathLike)):
+        return io.content(Path(data)) or str(data)
+    rows: Iterable[Any] = [data] if isinstance(data, Mapping) else data if isinstance(data, Sequence) else ()
+    if rows and all(isinstance(row, Mapping) for row in rows):
+        digest = hashlib.sha256()
+        for row in rows:
+            for name, array in sorted(row.items()):
+                digest.update(f"{name} {np.asarray(array).dtype} {np.shape(array)}".encode())
+                digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+    return str(data)
