@@ -8,6 +8,7 @@ Samples: peak memory of quantizing a small network on a folder of so many (`--sa
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -151,6 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--samples", type=int, nargs="*", default=SAMPLES)
     parser.add_argument("--svg", type=Path, help="where the plot is drawn", default=SVG)
     args = parser.parse_args(argv)
+    gc.set_threshold(10_000, 10, 10)  # as the command line does
     rows = []
     for nodes in args.nodes:
         rows.append(of_nodes(nodes))

@@ -97,6 +97,25 @@ def test_a_full_disk_is_one_line(made, tmp_path, kind):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("options", "names"), [("size=8k", "No space left"), ("ro", "Read-only")])
+@pytest.mark.parametrize("kind", ["static", "weight_only", "tune", "package"])
+def test_a_file_system_that_is_full_or_read_only_is_one_line(made, tmp_path, kind, options, names):
+    """A tmpfs in a mount namespace of its own; what the run left there is listed before the namespace goes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", disk], check=False).returncode:
+        pytest.skip("no tmpfs may be mounted here")
+    script = 'mount -t tmpfs -o "$1" none "$0" && shift && { "$@"; code=$?; find "$0" -type f >&2; exit $code; }'
+    command = [sys.executable, "-m", "edgeq", *map(str, commands(made, disk / "out")[kind])]
+    ran = subprocess.run(["unshare", "-rm", "sh", "-c", script, disk, options, *command],
+                         env=ENV, capture_output=True, text=True, check=False, timeout=120)  # fmt: skip
+    assert (ran.returncode, ran.stdout) == (2, ""), ran.stderr
+    line, *left = ran.stderr.splitlines()  # what `tune` has found by then stays for the next run
+    assert [file for file in left if ".trials" not in file or file.endswith(".edgeq")] == []
+    assert line.startswith("edgeq: ")
+    assert names in line
+
+
 def test_too_little_memory_is_one_line(run, made, tmp_path, monkeypatch):
     def starved(*_args, **_more):
         raise MemoryError

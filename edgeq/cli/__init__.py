@@ -6,6 +6,7 @@ One command a file, named as the command. Each imports what it needs when it run
 from __future__ import annotations
 
 import errno
+import gc
 import importlib
 import re
 import signal
@@ -38,6 +39,7 @@ COMMANDS = (
 )
 """In the order of the help."""
 INTERRUPTED = 130
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 app = typer.Typer(
     help="Takes a trained model to the artifact that an edge target really executes, and proves it.",
@@ -52,6 +54,7 @@ def main() -> None:
     """Run the command line; every deliberate error is one line on stderr."""
     signal.signal(signal.SIGTERM, _interrupt)  # so that a polite kill tidies up as Ctrl-C does
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    gc.set_threshold(10_000, 10, 10)  # graphs are built of very many objects, few of which go before the graph does
     try:
         code = app(standalone_mode=False)
         if code == INTERRUPTED:  # typer's answer to Ctrl-C, without a word
@@ -66,6 +69,9 @@ def main() -> None:
     except Exception as error:
         if _starved(error):
             complain("out of memory; give it more, or a smaller model or fewer samples")
+            sys.exit(2)
+        if isinstance(error, OSError) and (error.filename or error.errno in FULL):  # any write may meet them
+            complain(f"{error.filename or 'a file'}: {error.strerror}; choose another folder, or free some room")
             sys.exit(2)
         if not hasattr(error, "format_message"):  # click's usage errors have it, whichever click typer carries
             raise

@@ -58,7 +58,8 @@ def copied(shape: Any) -> ir.Shape:
 
 def add_initializer(graph: ir.Graph, name: str, array: np.ndarray | ir.TensorProtocol) -> ir.Value:
     """A new initializer; `name` must be free (see `Names`)."""
-    tensor = array if isinstance(array, ir.TensorProtocol) else ir.tensor(array, name=name)
+    # `ir.tensor` looks for several protocols, attribute by attribute, which costs more than all the rest here.
+    tensor = ir.Tensor(np.asarray(array), name=name) if isinstance(array, np.ndarray | np.generic) else array
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=copied(tensor.shape), const_value=tensor)
     graph.register_initializer(value)
     return value
