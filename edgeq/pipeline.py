@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -128,8 +129,9 @@ def quantize(
     budget = budget or Budget()
     if (budget.max_drop, budget.min_sqnr) != (None, None) and (not check or (calib is None and eval_data is None)):
         raise RecipeError("a budget needs a verification: give --calib or --eval, and leave out --no-verify")
-    with work_folder(Path(output)) as work:
+    with work_folder(Path(output)) as work, ThreadPoolExecutor(1) as beside:
         source = io.load(path)
+        hashed = beside.submit(reports.file_info, path)  # a large file is read by the time that its weights are
         chosen = with_images(chosen, source)
         if data_free:
             ways = replace(ways, moments=batch_moments(source))
@@ -176,7 +178,7 @@ def quantize(
             golden.save(kept, work / golden.NAME)
         evidence = _compile(aim, artifact, evidence)
         (work / "recipe.toml").write_text(recipes.dump(chosen))
-        report = reports.build(path, artifact, aim, chosen, final, evidence, verification)
+        report = reports.build(hashed.result(), artifact, aim, chosen, final, evidence, verification)
         (work / "report.json").write_bytes(dump(report))
         publish(work, Path(output))
     return Result(Path(output), Path(output) / artifact.name, report, final)

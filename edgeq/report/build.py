@@ -18,7 +18,7 @@ from edgeq.target import Target
 
 
 def build(
-    path: Path,
+    source: FileInfo,
     artifact: Path,
     target: Target,
     recipe: Recipe,
@@ -26,7 +26,7 @@ def build(
     evidence: Evidence,
     verification: Verification | None,
 ) -> Report:
-    """The report of an artifact file that was made from the model file `path`."""
+    """The report of an artifact file that was made from the model file `source`."""
     listed = tuple(
         FloatNode(n.name, n.op, n.reason)
         for n in made.nodes
@@ -35,8 +35,8 @@ def build(
     integer = sum(n.decision in (INTEGER, FOLDED, DYNAMIC) for n in made.nodes)
     warnings = dict.fromkeys([*evidence.warnings, *made.warnings, *(verification.warnings if verification else ())])
     return Report(
-        model=_file_info(path, path.name),
-        artifact=_file_info(artifact, artifact.name),
+        model=source,
+        artifact=file_info(artifact),
         target=target.name,
         recipe=msgspec.to_builtins(recipe),
         versions=versions(),
@@ -54,9 +54,9 @@ def build(
     )
 
 
-def _file_info(path: Path, name: str) -> FileInfo:
+def file_info(path: Path) -> FileInfo:
     files = io.files(path)
-    return FileInfo(name, io.sha256(files), sum(f.stat().st_size for f in files))
+    return FileInfo(path.name, io.sha256(files), sum(f.stat().st_size for f in files))
 
 
 def versions() -> dict[str, str]:
