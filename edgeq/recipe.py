@@ -76,6 +76,7 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     shapes: pairs [input, shape] that fix free dimensions. integer_only: no float tensor between the ends, everything is
     quantized; integer_io: nor at the ends; rounding: of requantization then, as gemmlowp and
     TFLite's reference (double) or once (single).
+    weight_settings: of `weight`, for the layers that have it: what its function in `edgeq/weights` takes by name.
     bits, block: of packed weights, in place of the target's own (tables take bits from rules alone); a block of 0 is a
     scale a channel; integers have 2, 3 (4 outside MatMul and Gemm), 4 or 8 bits, codebooks any from 2 to 8. outliers,
     low_rank: of packed matrices, the share of features that are kept real, and the rank of what makes up for their
@@ -91,6 +92,7 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     weight: str = "rtn"
     bits: Bits | None = None
     block: Block | None = None
+    weight_settings: dict[str, bool | int | float] = {}
     outliers: Share = 0.0
     low_rank: Rank = 0
     sequential: bool = True
@@ -137,7 +139,8 @@ def dump(recipe: Recipe) -> str:
     """The recipe as TOML, every field written out, in the order of the class."""
     fields = msgspec.to_builtins(recipe)
     tables = [("[[rule]]", row) for row in fields.pop("rule")]
-    tables += [(f"[{key}]", fields.pop(key)) for key in list(fields) if isinstance(fields[key], dict)]
+    own = {key: fields.pop(key) for key in list(fields) if isinstance(fields[key], dict)}
+    tables += [(f"[{key}]", table) for key, table in own.items() if table]
     lines = _lines(fields)
     for head, row in tables:
         lines += ["", head, *_lines(row)]

@@ -15,6 +15,7 @@ import hashlib
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -221,7 +222,7 @@ def _kept(layer: Layer, keep: Path | None, work: Path, device: str) -> QTensor |
     plan = layer.plan
     if keep is None:
         return _solved(layer, work, device)
-    digest = hashlib.sha256(f"{plan.spec} {plan.algorithm} {device} {layer.weight.shape}".encode())
+    digest = hashlib.sha256(f"{plan.spec} {plan.algorithm} {plan.settings} {device} {layer.weight.shape}".encode())
     for array in (layer.weight, *((layer.stats.gram,) if layer.stats else ())):
         digest.update(np.ascontiguousarray(array).data)
     path = keep / f"{digest.hexdigest()}.npz"
@@ -255,12 +256,12 @@ def _solved(layer: Layer, work: Path, device: str) -> QTensor | Coded:
     plan, weight = layer.plan, layer.weight
     found = algorithm(plan.algorithm)
     if hasattr(found, "encode"):
-        encoded: Coded = found.encode(np.asarray(weight), plan.spec, layer.stats)
+        encoded: Coded = found.encode(np.asarray(weight), plan.spec, layer.stats, **dict(plan.settings))
         if layer.stats is None:
             return encoded
         return refine(np.asarray(weight), plan.spec, layer.stats, encoded, found.SCALED)
-    solve = found.quantize
-    if device == "cuda" and plan.algorithm == "gptq" and layer.stats is not None:
+    solve = partial(found.quantize, **dict(plan.settings))
+    if device == "cuda" and plan.algorithm == "gptq" and layer.stats is not None and not plan.settings:
         on_gpu = load("edgeq.train", "gptq_cuda", "quantize")
         solve = on_gpu.quantize if on_gpu.takes(plan.spec) else solve
     if weight.size < MANY:

@@ -17,7 +17,7 @@ from edgeq.graph.float16 import half_slots
 from edgeq.planning.plan import RECURRENT, WEIGHT_INDEX, WeightPlan, weight_axis
 from edgeq.recipe import Recipe
 from edgeq.target import Rule, Target, TypeRow
-from edgeq.weights import algorithm
+from edgeq.weights import algorithm, checked
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 ALREADY = "is quantized already"
@@ -86,7 +86,8 @@ class Context:
                 value.name or "",
                 row.spec(weight_axis(node, row.per), channel=(rank(value) or 0) <= (rule.channel_rank or 99)),
                 name,
-                *(extra if matrix else ()),
+                *(extra if matrix else (0.0, 0)),
+                checked(name, self.recipe.weight_settings) if name == self.recipe.weight else (),
             )
             for i in indices
             if (value := node.inputs[i]) is not None

@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from edgeq.target import FixedOutput, Method
 from edgeq.types import QSpec
+from edgeq.weights import Setting
 
 INTEGER, FOLDED, BRIDGE, DYNAMIC, STORED = "integer", "folded", "bridge", "dynamic", "stored"
 HALF, PACKED, FLOAT = "half", "packed", "float"
@@ -56,8 +57,10 @@ class ValuePlan:
 
 @dataclass(frozen=True)
 class WeightPlan:
-    """One constant input of one node. outliers: the share of its features that are kept real. low_rank: of what is
-    added to the node's output to make up for its rounding (see `edgeq/weights/correction.py`).
+    """One constant input of one node.
+
+    outliers: the share of its features that are kept real. low_rank: of what is added to the node's output to make up
+    for its rounding (see `edgeq/weights/correction.py`). settings: of the algorithm.
     """
 
     node: str
@@ -67,6 +70,7 @@ class WeightPlan:
     algorithm: str
     outliers: float = 0.0
     low_rank: int = 0
+    settings: tuple[tuple[str, Setting], ...] = ()
 
 
 @dataclass(frozen=True)

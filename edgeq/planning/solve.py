@@ -101,7 +101,8 @@ def _weight(plan: WeightPlan, constants: Mapping[str | None, ir.TensorProtocol |
     peak = max(-float(array.min()), float(array.max()), 0.0) if array.size else 0.0
     if 0 < peak < MIN_SCALE * plan.spec.qmax:
         raise ModelError(f"its weight, up to {peak:.3g}, is too small for a step")
-    return load("edgeq.weights", plan.algorithm, "quantize").quantize(array, plan.spec, stats)
+    solve: Callable[..., QTensor] = load("edgeq.weights", plan.algorithm, "quantize").quantize
+    return solve(array, plan.spec, stats, **dict(plan.settings))
 
 
 def bias_tensors(

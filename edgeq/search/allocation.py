@@ -92,7 +92,9 @@ def formats(model: ir.Model, target: Target, recipe: Recipe) -> dict[str, list[W
     found: dict[str, list[WeightPlan]] = {}
     for name, bits, block in wanted:
         try:
-            made = plan(model, target, msgspec.structs.replace(recipe, weight=name, bits=bits, block=block))
+            settings = recipe.weight_settings if name == recipe.weight else {}
+            changes = {"weight": name, "weight_settings": settings, "bits": bits, "block": block}
+            made = plan(model, target, msgspec.structs.replace(recipe, **changes))
         except RecipeError:
             if name == recipe.weight:
                 raise
@@ -142,9 +144,10 @@ def _weighed(measured: Measured, end: float) -> Measured:
 def _quick(wanted: WeightPlan, weight: np.ndarray, stats: Stats) -> QTensor | Coded:
     module = algorithm(wanted.algorithm)
     if hasattr(module, "encode"):
-        first: Coded = module.encode(weight, wanted.spec, stats)
+        first: Coded = module.encode(weight, wanted.spec, stats, **dict(wanted.settings))
         return refine(weight, wanted.spec, stats, first, module.SCALED, sweeps=0)
-    made: QTensor = module.quantize(weight, wanted.spec, stats, **QUICK.get(wanted.algorithm, {}))
+    settings = {**dict(wanted.settings), **QUICK.get(wanted.algorithm, {})}
+    made: QTensor = module.quantize(weight, wanted.spec, stats, **settings)
     return made
 
 

@@ -9,7 +9,7 @@ import edgeq
 from edgeq import pipeline
 from edgeq.collecting import layerwise
 from edgeq.data import Dataset
-from edgeq.errors import CalibrationError
+from edgeq.errors import CalibrationError, RecipeError
 from edgeq.graph.prepare import prepare
 from edgeq.numerics.metrics import sqnr_db
 from edgeq.planning.plan import Plan, WeightPlan
@@ -121,6 +121,26 @@ def test_finished_layers_are_kept(tmp_path, monkeypatch):
     assert edgeq.quantize(path, "generic", samples(), tmp_path / "c", **options).artifact.read_bytes() == first
     with pytest.raises(AssertionError, match="solved again"):  # other data, other statistics
         edgeq.quantize(path, "generic", samples(10), tmp_path / "d", **options)
+
+
+def test_settings_of_the_algorithm(tmp_path):
+    """They reach it and the artifact's recipe, keep its finished layers apart, and are checked."""
+    path = save(tmp_path, text(BODY, "float[N,32] x"), weights())
+    options, files = {**GPTQ, "bits": 2, "keep": tmp_path / "k"}, []
+    for settings in ({}, {"act_order": True}, {"sweeps": 0, "damping": 0.05}):
+        made = edgeq.quantize(path, "generic", samples(), tmp_path / "a", weight_settings=settings, **options)
+        files.append(made.artifact.read_bytes())
+    assert len(set(files)) == 3
+    again = edgeq.quantize(path, None, samples(), tmp_path / "b", recipe=tmp_path / "a" / "recipe.toml", check=False)
+    assert again.artifact.read_bytes() == files[2]
+    for settings, why in (
+        ({"order": 1}, "gptq has no 'order'; it has damping, act_order"),
+        ({"act_order": 1}, "act_order of gptq is 1, and has to be a bool"),
+        ({"sweeps": 0.5}, "has to be a int"),
+        ({"damping": True}, "has to be a float"),
+    ):
+        with pytest.raises(RecipeError, match=why):
+            edgeq.quantize(path, "generic", samples(), tmp_path / "c", weight_settings=settings, **options)
 
 
 def test_data_is_asked_for(tmp_path):
