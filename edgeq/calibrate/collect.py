@@ -38,6 +38,7 @@ def collect(
     axis. position: of a sample in all of the data, by its index here, which says how closely it is looked at
     (`share`). Raises CalibrationError for NaN among the inputs.
     """
+    given = [(v, (outputs or {}).get(v, v)) for v in calibrators]
     wants_histogram = {v: needs_histogram(c) for v, c in calibrators.items()}
     free: Queue[dict[str, Summary]] = Queue()
     parts: list[dict[str, Summary]] = [{} for _ in range(max(workers, 1))]
@@ -47,8 +48,8 @@ def collect(
     def work(feeds: Mapping[str, np.ndarray], times: int, found: dict[str, Summary]) -> None:
         try:
             results = {**feeds, **run(feeds, times > 0)}
-            for value in calibrators:
-                seen = results.pop((outputs or {}).get(value, value))
+            for value, name in given:
+                seen = results.pop(name)
                 if isinstance(seen, np.ndarray) and seen.size == 0:  # the branch that computes it was not taken
                     continue
                 if value not in found:

@@ -26,10 +26,8 @@ _NO_AXIS = -(2**31)
 
 
 def _units(x: float) -> int:
-    """A float32 as a whole number of 2**-149."""
-    mantissa, exponent = math.frexp(x)
-    whole, shift = int(mantissa * 2**24), exponent - 24 + 149
-    return whole << shift if shift >= 0 else whole >> -shift  # what a subnormal loses there are zeros
+    """A float32 as a whole number of 2**-149, which float64 holds exactly."""
+    return int(x * 2.0**149)
 
 
 def _grid(fill: float, dtype: type) -> np.ndarray:
@@ -105,10 +103,11 @@ class Extrema:
         self.near_lo, self.near_hi = min(self.near_lo, lo), max(self.near_hi, hi)
         self.updates += 1
         self.near_updates += 1
-        lo_units, hi_units = _units(lo), _units(hi)
-        for i in (0, 2):
-            self.sums[i] += lo_units
-            self.sums[i + 1] += hi_units
+        sums, lo_units, hi_units = self.sums, _units(lo), _units(hi)
+        sums[0] += lo_units
+        sums[1] += hi_units
+        sums[2] += lo_units
+        sums[3] += hi_units
 
     def _update_far(self, x: np.ndarray) -> None:
         size = np.abs(x).reshape(-1)

@@ -5,7 +5,7 @@ A runtime can give it without giving the tensor; `glance` makes it from the tens
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,11 +16,11 @@ GROUP = 16  # neighbours taken together, a line of the cache
 FIRST, EVERY = 128, 4  # see `share`
 
 
-@dataclass(frozen=True)
-class Glance:
+class Glance(NamedTuple):
     """lo, hi: exact extrema. part: the sample, of any shape. weight: how many elements each of its own stands for.
 
-    values: all of the tensor, which is needed unless it is `near`.
+    values: all of the tensor, which is needed unless it is `near`. There is one for every value and sample: a tuple
+    is what Python makes fastest.
     """
 
     lo: float
@@ -41,7 +41,8 @@ def glance(x: np.ndarray, group: int = 0, step: int = 0) -> Glance:
     flat = x.reshape(-1)
     group = group or (1 if flat.size % GROUP else GROUP)
     step = step or stride(flat.size)
-    return Glance(float(flat.min()), float(flat.max()), flat.reshape(-1, group)[::step], step, x)
+    part = flat.reshape(-1, group)[::step].copy()  # a view would keep all of it alive
+    return Glance(float(flat.min()), float(flat.max()), part, step, x)
 
 
 def share(index: int) -> int:

@@ -11,6 +11,7 @@ Values of 2**13 and more in magnitude go to bins of their own, so that an attent
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,7 +86,9 @@ class Histogram:
                 return
             lo, hi = float(flat.min()), float(flat.max())
         if lo > -FAR and hi < FAR:
-            self.update_near(flat, np.array([lo, hi], np.float32), weight)
+            self.near.add(flat, max(-lo, hi), weight)
+            if weight != 1:
+                self.update_ends([lo, hi])
             return
         size = np.abs(flat)
         near, far = flat[size < FAR], flat[(size >= FAR) & (size < np.inf)]
@@ -95,12 +98,10 @@ class Histogram:
         if weight != 1:
             self.update(np.array([lo, hi], np.float32))
 
-    def update_near(self, x: np.ndarray, ends: np.ndarray, weight: int) -> None:
-        """Take 1-D float32 values that all are near; ends: the extrema of each tensor that they are of."""
-        reach = float(np.abs(ends).max())
-        self.near.add(x, reach, weight)
-        if weight != 1:
-            self.near.add(ends.reshape(-1), reach)
+    def update_ends(self, ends: Sequence[float]) -> None:
+        """Count the extrema of tensors that are not looked at in full, all of them near, once each."""
+        flat = np.array(ends, np.float32)
+        self.near.add(flat, float(np.abs(flat).max()))
 
     def merge(self, other: Histogram) -> None:
         """Add what `other` saw."""

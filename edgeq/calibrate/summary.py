@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from edgeq.calibrate.glance import Glance, glance
 from edgeq.calibrate.histogram import LIMIT, Histogram
 from edgeq.types import Range
 
-_WAITING = 8
+_PARTS, _ENDS = 8, 128  # how many parts and extrema wait until they are counted
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,15 @@ class Mass:
 class Summary:
     """Accumulator of one tensor. histogram: None when no calibrator asked for it.
 
-    limit: what the range need not reach beyond, whatever was seen. waiting: samples that the histogram is still to
-    count, several at a time, because it leaves the cache in between.
+    limit: what the range need not reach beyond, whatever was seen. parts (with weights), ends: samples and extrema that
+    the histogram is still to count, several at a time, because it leaves the cache in between.
     """
 
     extrema: Extrema = field(default_factory=Extrema)
     histogram: Histogram | None = None
     limit: Range | None = None
-    waiting: list[Glance] = field(default_factory=list)
+    parts: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    ends: list[float] = field(default_factory=list)
 
     def update(self, x: np.ndarray, stride: int = 1) -> None:
         """Take one sample or batch: all of it for the extrema, every `stride`-th element for the histogram."""
@@ -60,31 +61,35 @@ class Summary:
 
     def add(self, seen: Glance, times: int = 1) -> None:
         """Take what is left of one sample or batch. times: how many such ones its part stands for, see `share`."""
-        if seen.values is not None and not (seen.near and self.extrema.axis is None):
-            self.extrema.update(seen.values)
+        lo, hi, part, weight, values = seen
+        near = seen.near
+        if values is not None and not (near and self.extrema.axis is None):
+            self.extrema.update(values)
         else:
-            looked_at = seen.part if seen.values is None else seen.values
-            self.extrema.update_range(seen.lo, seen.hi, max(looked_at.size, 1))
+            self.extrema.update_range(lo, hi, max((part if values is None else values).size, 1))
         if self.histogram is None:
             return
-        part = seen.part if times else seen.part[:0]
-        if not seen.near:
-            self.histogram.update(part, seen.lo, seen.hi, seen.weight * times)
+        weight *= times
+        if not near:
+            self.histogram.update(part if times else part[:0], lo, hi, weight)
             return
-        # A view would keep all of it alive.
-        self.waiting.append(replace(seen, part=part.copy(), weight=seen.weight * times, values=None))
-        if len(self.waiting) >= _WAITING:
+        if times and part.size:
+            self.parts.append((weight, part))
+        if weight != 1:
+            self.ends += (lo, hi)
+        if len(self.parts) >= _PARTS or len(self.ends) >= _ENDS:
             self.settle()
 
     def settle(self) -> None:
         """Let the histogram count what is waiting."""
-        waiting, self.waiting = self.waiting, []
         if self.histogram is None:
             return
-        for weight in {seen.weight for seen in waiting}:
-            some = [seen for seen in waiting if seen.weight == weight]
-            ends = np.array([(seen.lo, seen.hi) for seen in some], np.float32)
-            self.histogram.update_near(np.concatenate([seen.part.reshape(-1) for seen in some]), ends, weight)
+        for weight in {weight for weight, _ in self.parts}:
+            x = np.concatenate([part.reshape(-1) for held, part in self.parts if held == weight])
+            self.histogram.near.add(x, float(max(-x.min(), x.max())), weight)
+        if self.ends:
+            self.histogram.update_ends(self.ends)
+        self.parts, self.ends = [], []
 
     def merge(self, other: Summary) -> None:
         """Add what `other` saw. Raises ValueError when only one of the two has a histogram."""

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeq.calibrate.glance import GROUP, SAMPLE, Glance, glance, stride
-from edgeq.graph.edit import Names, add_initializer, constant, insert_after, make_node, remove, values_of
+from edgeq.graph.edit import Names, add_initializer, constant, insert_after, make_node, rank, remove, values_of
 
 EVERYTHING, NOTHING = np.array([np.iinfo(np.int64).max]), np.array([0])  # how far the samples are taken
 BLOCKS = 16  # onnxruntime's NCHWc layout has blocks of 8 or 16 channels
@@ -23,10 +23,11 @@ BLOCKS = 16  # onnxruntime's NCHWc layout has blocks of 8 or 16 channels
 
 @dataclass(frozen=True)
 class Reduced:
-    """The outputs of a model that hold what is left of a value; None for those that it doesn't have.
+    """What of a model holds what is left of a value; None for what it doesn't have.
 
-    lo: None too where the value can't be below 0: that counts as its minimum, for every range holds 0. step: every
-    how many runs of `group` elements the part has one, or the output that tells. whole: all of it, in any layout.
+    lo, hi: values of one element, among those of `Reduction.ends`. lo: None too where the value can't be below 0: that
+    counts as its minimum, for every range holds 0. The others are outputs. step: every how many runs of `group`
+    elements the part has one, or the output that tells. whole: all of it, in any layout.
     """
 
     lo: str | None = None
@@ -36,18 +37,36 @@ class Reduced:
     group: int = 1
     step: int | str = 1
 
-    def read(self, results: Mapping[str, np.ndarray]) -> Glance | np.ndarray:
+    def read(self, results: Mapping[str, np.ndarray], ends: Mapping[str, float]) -> Glance | np.ndarray:
         """What the model's outputs say; not `near` when the values themselves are needed; an array if it is empty."""
         step = self.step if isinstance(self.step, int) else int(results[self.step].item())
         if self.whole is not None:
             whole = results[self.whole]
             return glance(whole, self.group, step) if whole.size else whole
         assert self.hi is not None
-        lo, hi = float(results[self.lo]) if self.lo else 0.0, float(results[self.hi])
+        lo, hi = ends[self.lo] if self.lo else 0.0, ends[self.hi]
         part = results[self.part] if self.part else _NOTHING
         if part.size and not part.max() <= hi:
             lo = hi = math.nan  # a maximum that passes NaN over; numpy's doesn't
         return Glance(lo, hi, part, step)
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """values: of which something is left. ends: output → the minima and maxima that it holds, in their order.
+
+    upto: the input that takes `EVERYTHING` or, where no samples are wanted this time, `NOTHING`; '' without one.
+    """
+
+    values: dict[str, Reduced]
+    ends: dict[str, list[str]]
+    upto: str
+
+    def read(self, results: Mapping[str, np.ndarray]) -> dict[str, Glance | np.ndarray]:
+        ends: dict[str, float] = {}
+        for output, names in self.ends.items():
+            ends.update(zip(names, results[output].ravel().tolist(), strict=True))
+        return {name: left.read(results, ends) for name, left in self.values.items()}
 
 
 _NOTHING = np.zeros(0, np.float32)
@@ -60,17 +79,17 @@ def reduce_outputs(
     parts: Container[str],
     whole: Container[str],
     kept: Container[str] = (),
-) -> tuple[dict[str, Reduced], str]:
+) -> Reduction:
     """Reduce the outputs of `model`, an optimized `source`, that are in `names`, and drop all others but the `kept`.
 
     parts: of which a sample is wanted too. whole: which stay, but for their layout. An output that is not float, that
-    no node makes, or that an `If` makes, which may not do so, stays as it is and has no entry. Also gives the input
-    that takes `EVERYTHING` or, where no samples are wanted this time, `NOTHING`; '' when there are none at all.
+    no node makes, or that an `If` makes, which may not do so, stays as it is and has no entry.
     """
     known = {v.name: v for v in values_of(source.graph)}
     build = _Builder(model)
     outputs: list[ir.Value] = []
     found: dict[str, Reduced] = {}
+    ends: dict[int, list[ir.Value]] = {}
     for output in list(model.graph.outputs):
         name, producer, like = output.name or "", output.producer(), known.get(output.name)
         if (name not in names and name not in kept) or output.is_graph_input():
@@ -88,9 +107,10 @@ def reduce_outputs(
         group, step = _sampling(like, value is not output)
         nodes: dict[str, ir.Node] = {}
         if name not in whole:
-            nodes["hi"] = build.node("ReduceMax", [value], keepdims=0)
+            nodes["hi"] = build.node("ReduceMax", [value])
             if not _at_least_0(like):
-                nodes["lo"] = build.node("ReduceMin", [value], keepdims=0)
+                nodes["lo"] = build.node("ReduceMin", [value])
+            ends.setdefault(rank(like) or 0, []).extend(n.outputs[0] for n in nodes.values())
         steps = build.constant([step]) if step else None
         if name in parts and steps is None:
             nodes |= build.steps(value)
@@ -101,7 +121,7 @@ def reduce_outputs(
             nodes["part"] = build.node("Slice", [nodes["runs"].outputs[0], first, build.upto, first, steps])
         insert_after(value, model.graph, *nodes.values())
         given = {k: n.outputs[0] for k, n in nodes.items() if k in ("lo", "hi", "part", "step")}
-        outputs += [*given.values(), *([value] if name in whole else [])]
+        outputs += [*(v for k, v in given.items() if k in ("part", "step")), *([value] if name in whole else [])]
         named = {k: v.name or "" for k, v in given.items()}
         found[name] = Reduced(
             named.get("lo"),
@@ -111,16 +131,18 @@ def reduce_outputs(
             group,
             named.get("step", step or 1),
         )
+    held = build.joined(ends)
     before = list(model.graph.outputs)
     model.graph.outputs.clear()
-    model.graph.outputs.extend(dict.fromkeys(outputs))
+    model.graph.outputs.extend(dict.fromkeys([*outputs, *held]))
     for output in before:  # they would be computed though nobody reads them
         node = output.producer()
         if node is not None and node.op_type == "ReorderOutput" and not (output.uses() or output.is_graph_output()):
             remove(node)
     if build.upto.uses():
         model.graph.inputs.append(build.upto)
-    return found, (build.upto.name or "") if build.upto.uses() else ""
+    names_held = {v.name or "": [one.name or "" for one in row] for v, row in held.items()}
+    return Reduction(found, names_held, (build.upto.name or "") if build.upto.uses() else "")
 
 
 def _blocked(output: ir.Value) -> ir.Value:
@@ -168,6 +190,18 @@ class _Builder:
         whole = op in ("Size", "Div", "Mul", "Add")
         dtype = ir.DataType.INT64 if whole else ir.DataType.FLOAT
         return make_node(op, inputs, self._names.new(f"seen_{op}"), dtype, None, attributes)
+
+    def joined(self, ends: Mapping[int, list[ir.Value]]) -> dict[ir.Value, list[ir.Value]]:
+        """Values of one element, by rank, in one output for each rank: an output costs more than what is in it.
+
+        Those of rank 0, which stands for an unknown one too, can't be joined.
+        """
+        held = {value: [value] for value in ends.get(0, [])}
+        for row in (row for size, row in ends.items() if size):
+            node = self.node("Concat", row, axis=0)
+            self._graph.append(node)
+            held[node.outputs[0]] = row
+        return held
 
     def steps(self, value: ir.Value) -> dict[str, ir.Node]:
         """The nodes that work out `stride` where the size is not known before."""

@@ -12,7 +12,7 @@ import numpy as np
 from edgeq.calibrate.glance import Glance
 from edgeq.errors import ModelError
 from edgeq.graph import io
-from edgeq.graph.reduce import EVERYTHING, NOTHING, Reduced, reduce_outputs
+from edgeq.graph.reduce import EVERYTHING, NOTHING, Reduction, reduce_outputs
 from edgeq.runners import cpu
 from edgeq.runners.session import Feeds
 
@@ -38,27 +38,28 @@ class GlanceSession:
         self._lock = threading.Lock()
         self._plain: cpu.CpuSession | None = None
         try:
-            self._reduced: tuple[cpu.CpuSession, dict[str, Reduced], str] | None = self._open()
+            self._reduced: tuple[cpu.CpuSession, Reduction] | None = self._open()
         except ModelError:
             self._reduced = None
 
-    def _open(self) -> tuple[cpu.CpuSession, dict[str, Reduced], str]:
+    def _open(self) -> tuple[cpu.CpuSession, Reduction]:
         folder = Path(self._work.name)
         optimized, reduced = folder / "optimized.onnx", folder / "reduced.onnx"
         cpu.open_session(self._model, save_optimized=str(optimized), config=FOR_SAVING).close()
         model = io.load(optimized)
-        found, upto = reduce_outputs(model, io.load(self._model), self._names, self._parts, self._whole, self._kept)
+        reduction = reduce_outputs(model, io.load(self._model), self._names, self._parts, self._whole, self._kept)
         io.save_graph(model, reduced)
-        return cpu.open_session(reduced, optimization="disabled", in_order=True), found, upto
+        return cpu.open_session(reduced, optimization="disabled", in_order=True), reduction
 
     def run(self, feeds: Feeds, look: bool = True) -> dict[str, np.ndarray | Glance]:
         while self._reduced is not None:
-            session, reduced, upto = self._reduced
+            session, reduction = self._reduced
+            upto = reduction.upto
             try:
                 results = session.run({**feeds, upto: EVERYTHING if look else NOTHING} if upto else feeds)
             except ModelError:
                 break
-            seen = {name: found.read(results) for name, found in reduced.items()}
+            seen = reduction.read(results)
             far = {n for n, one in seen.items() if isinstance(one, Glance) and not one.near and one.values is None}
             if not far:
                 return {**results, **seen}
