@@ -8,7 +8,6 @@ commutative, averages included: sums of float32 are kept as whole numbers of 2**
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 
 import numpy as np

@@ -8,7 +8,7 @@ already, and puts the nodes where they are to run: right behind the node that ma
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -186,7 +186,7 @@ class _Builder:
             self._constants[key] = add_initializer(self._graph, name, np.array(numbers, np.int64))
         return self._constants[key]
 
-    def node(self, op: str, inputs: list[ir.Value | None], **attributes: int) -> ir.Node:
+    def node(self, op: str, inputs: Sequence[ir.Value | None], **attributes: int) -> ir.Node:
         whole = op in ("Size", "Div", "Mul", "Add")
         dtype = ir.DataType.INT64 if whole else ir.DataType.FLOAT
         return make_node(op, inputs, self._names.new(f"seen_{op}"), dtype, None, attributes)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeq.data import open_data
+from edgeq.data.arrays import read_npz
 from edgeq.errors import CalibrationError
 
 SHAPES = {"x": (None, 3)}
@@ -73,6 +74,10 @@ def test_a_fixed_batch_is_one_sample():
         list(open_data({"x": array[0]}, {"x": (4, 3)}))
 
 
+ARRAYS = [
+    ROWS, np.asfortranarray(ROWS), np.float64(2.5), np.zeros((0, 3), np.int8), np.array(["a", "bcd"]),
+    np.arange(6, dtype=">i2").reshape(1, 2, 3), np.array([True, False]), np.ones(2, np.complex64),
+]  # fmt: skip
 REFUSED = {
     "claims.npz": ("x.npy", header((10**12,)), "claims shape"),
     "negative.npz": ("x.npy", header((-5, 2)), "not a readable"),
@@ -95,12 +100,46 @@ def test_damaged_archives_are_refused(tmp_path, name):
         (tmp_path / "f" / "0.npy").write_bytes(content)
         with pytest.raises(CalibrationError, match=r"0\.npy"):
             list(open_data(tmp_path / "f", SHAPES))
+    (tmp_path / "g").mkdir()
+    (tmp_path / name).rename(tmp_path / "g" / name)
+    with pytest.raises(CalibrationError, match=message):
+        list(open_data(tmp_path / "g", SHAPES))
 
 
-@given(st.integers(0, 400), st.integers(0, 255))
-def test_no_damaged_byte_escapes(tmp_path_factory, at, value):
+@pytest.mark.parametrize("array", ARRAYS, ids=[f"{a.dtype}{a.shape}" for a in ARRAYS])
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+def test_arrays_are_read_as_numpy_reads_them(tmp_path, array, write):
+    """By way of the checksum, as a whole archive is, and straight from the file, as one sample is."""
+    path = tmp_path / "0.npz"
+    write(path, before=np.arange(7), x=array)
+    with np.load(path) as wanted:
+        for sums in (True, False):
+            found = read_npz(path, sums=sums)
+            assert list(found) == wanted.files
+            for key, value in found.items():
+                assert (value.dtype, value.strides) == (wanted[key].dtype, wanted[key].strides)
+                np.testing.assert_array_equal(value, wanted[key])
+
+
+def test_members_elsewhere_than_the_directory_says_are_refused(tmp_path):
+    """Offset and size of the directory's one entry, made to point outside."""
+    np.savez(tmp_path / "0.npz", x=ROWS)
+    content = (tmp_path / "0.npz").read_bytes()
+    entry = content.index(b"PK\1\2")
+    for at, value, message in ((42, 5, "isn't where"), (20, 10**5, "truncated"), (24, 10**5, "truncated")):
+        size = value.to_bytes(4, "little")
+        broken = content[: entry + at] + size + content[entry + at + 4 :]
+        if at != 42:  # both sizes of an uncompressed member
+            broken = broken[: entry + 20] + size + size + broken[entry + 28 :]
+        (tmp_path / "0.npz").write_bytes(broken)
+        with pytest.raises(CalibrationError, match=message):
+            read_npz(tmp_path / "0.npz", sums=False)
+
+
+@given(st.integers(0, 400), st.integers(0, 255), st.booleans())
+def test_no_damaged_byte_escapes(tmp_path_factory, at, value, packed):
     stream = io.BytesIO()
-    np.savez_compressed(stream, x=ROWS)
+    (np.savez_compressed if packed else np.savez)(stream, x=ROWS)
     content = bytearray(stream.getvalue())
     content[at % len(content)] = value
     path = tmp_path_factory.mktemp("d") / "d.npz"
@@ -108,6 +147,8 @@ def test_no_damaged_byte_escapes(tmp_path_factory, at, value):
         path.write_bytes(given_bytes)
         with contextlib.suppress(CalibrationError):  # nothing else may be raised; or the damage did no harm
             assert all(f["x"].shape == (1, 3) for f in open_data(path, SHAPES))
+        with contextlib.suppress(CalibrationError):
+            assert all(f["x"].ndim < 99 for f in open_data(path.parent, SHAPES))
 
 
 def test_what_is_asked_wrongly_is_named(tmp_path, monkeypatch):
