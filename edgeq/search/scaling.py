@@ -45,7 +45,9 @@ def scale(
     found: dict[str, np.ndarray] = {}
     walk = walk_layers(replace(made, weights=asking), model, chosen(data, recipe).take(SAMPLES), work, sequential=False)
     for name, layers in groupby(walk, value):
-        same = list(layers)
+        same = [layer for layer in layers if layer.stats is not None]
+        if not same:
+            continue  # one scale for a whole weight, which no statistics serve
         search: Callable[..., np.ndarray | None] = algorithm(same[0].plan.algorithm).input_scale
         best = search([(layer.weight, layer.plan.spec) for layer in same], same[0].stats)
         if best is not None:

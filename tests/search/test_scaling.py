@@ -63,6 +63,18 @@ def test_awq_scales_what_it_can_and_gains(tmp_path, monkeypatch):
     assert factors[list(LOUD)].min() > 3 * np.delete(factors, LOUD).max()  # what is loud is rounded finely
 
 
+def test_a_scale_for_a_whole_weight_leaves_inputs_alone(tmp_path):
+    """Such layers are solved without data; another reader of the same value still gets its scales, and is exact."""
+    path = model(tmp_path)
+    rule = (recipe.Override(nodes=("MatMul_1",), weight_type="s8t"),)
+    options = {"bits": 8, "block": None, "weight": "awq"}
+    mixed = quantize(path, tmp_path / "a", rule=rule, **options)
+    assert sqnr_db(outputs(path), outputs(mixed.artifact)) > 25
+    whole = quantize(path, tmp_path / "b", rule=(recipe.Override(weight_type="s8t"),), **options)
+    held = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(whole.artifact).graph.initializer}
+    assert held["g"].max() > 25  # as it was
+
+
 def test_the_plan_says_where_scales_stay_out(tmp_path):
     made = pipeline.plan_file(model(tmp_path), "generic", recipe.Recipe(method="weight_only", weight="awq"))
     reasons = {n.name: n.reason for n in made.nodes if n.decision == "packed"}
