@@ -19,7 +19,7 @@ from edgeq.report.schema import Sensitivity
 from edgeq.types import Progress, Solution, silent
 
 SAMPLES = 4
-SLIGHT = 1e-3  # of all error that the first sample shows: a node under it is not looked at again
+SLIGHT = 0.25  # of the mean over nodes, on the first sample: one under it is not looked at again
 
 
 def sensitivity(
@@ -45,7 +45,7 @@ def sensitivity(
             got = session.run({**feeds, INPUT: np.arange(len(names)) == place})
             errors[index:, place] = output_change(wanted, got)
             progress("sensitivity", index * len(names) + int(place) + 1, len(samples) * len(names))
-        places = np.flatnonzero(errors[0] > SLIGHT * errors[0].sum())
+        places = np.flatnonzero(errors[0] > SLIGHT * errors[0].mean())
     session.close()
     path.unlink()
     nodes = {n.name: n for n in model.graph}
