@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from edgeq.report.schema import Sensitivity
 from edgeq.search.knapsack import choose
 
-NODE = 1e-3  # of all multiply-accumulates: what a node costs beside its own, for conversions around it
+NODE = 2.5e-4  # of all multiply-accumulates: what a node costs beside its own, for conversions around it
 LEAST, PARTS = 1 / 512, 10_000
 
 
