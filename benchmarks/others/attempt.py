@@ -33,6 +33,8 @@ RANDOM = {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLik
 EXPLAINED = {  # the loss of these is in their numbers, and in the report
     "test_attention_4d_softcap_neginf_mask_poison_expanded+frozen": "rows of 1000 that the mask hides share a scale "
     "with rows of 1, since here they are a constant weight",
+    "basic_pitch/icassp_2022": "the logarithm of a spectrum follows filters that are weights: in 8 bits their noise is "
+    "louder than the bins between the tones",
 }
 NEITHER = "onnxruntime doesn't run the float model either"
 QUANTIZED, FLOAT, DECLINED, FAILED = "quantized", "float", "declined", "failed"

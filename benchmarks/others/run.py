@@ -20,7 +20,8 @@ from benchmarks.others import made
 from benchmarks.others.attempt import DECLINED, FAILED, FLOAT, QUANTIZED, WAYS, Row, attempt
 from benchmarks.others.cases import Case
 
-SOURCES = {**stored.SOURCES, "torch": made.torch_models, "scikit-learn": made.sklearn_models}
+SOURCES = {**stored.SOURCES, "torch": made.torch_models, "scikit-learn": made.sklearn_models,
+           "tf2onnx": made.tensorflow_models}  # fmt: skip
 TOGETHER, LIMIT = 20, 900.0  # models in one process, and its seconds
 CONTEXT = multiprocessing.get_context("forkserver")
 

@@ -11,6 +11,8 @@ import typer
 
 from edgeq.report.printable import UNPRINTABLE  # not when there is something to say: memory may be short then
 
+LONGEST = 900  # characters of a complaint
+
 
 def judge(found: Any, failure_table: Any, silent: bool) -> None:
     """Exit 1 when the verification failed, with the table of the worst layers."""
@@ -30,7 +32,9 @@ def progress(silent: bool) -> Any:
 
 
 def complain(message: str) -> None:
-    """One line on stderr, whatever the names in it hold."""
+    """One line on stderr, whatever the names in it hold, and however long a broken file made them."""
+    if len(message) > LONGEST:
+        message = f"{message[: LONGEST // 2]} … {message[-LONGEST // 2 :]}"
     sys.stderr.write(f"edgeq: {_printable(message)}\n")
 
 
