@@ -30,7 +30,7 @@ TASKS = ("digits-mobile", "glyphs-resnet", "digits-resnet", "glyphs-mobile")  # 
 PEERS = ("brevitas", "torchao")
 PASSES = {"digits": (80, 12), "glyphs": (12, 4)}
 """Over the training pictures: of the float network, and of each row."""
-SETTINGS = {"lr": 2e-3, "scale_lr": 1e-3, "alpha": 0.7}
+SETTINGS = {"scale_lr": 1e-3, "alpha": 0.7}
 DIGITS = Path(__file__).resolve().parents[1] / "sample_models" / "digits.onnx"
 
 
@@ -51,6 +51,13 @@ class Row:
     sparse: bool = False
     share: float = 0.0
     features: bool = False
+
+
+def settings(bits: tuple[int, int], epochs: int) -> Any:
+    """Those of `fit`, the same for peers: fewer bits are trained at a higher rate."""
+    from edgeq.train.fit import Fit
+
+    return Fit(epochs=epochs, lr=2e-3 if min(bits) >= 4 else 5e-3, **SETTINGS)
 
 
 def rows(task: str, peers: bool) -> Iterator[Row]:
@@ -203,8 +210,8 @@ def trained(job: tuple[Row, Path, Path, int]) -> dict[str, Any]:
         sparsify(qat, pattern=(2, 4))
     if row.kind != "PTQ":
         sums = [n.outputs[0].name or "" for n in model.graph if n.op_type == "Add"] if row.features else []
-        settings = Fit(epochs=epochs, **SETTINGS)
-        fit(qat, batches, score, settings, teacher=teacher if row.teacher else None, features=sums)
+        chosen = settings(row.bits, epochs)
+        fit(qat, batches, score, chosen, teacher=teacher if row.teacher else None, features=sums)
     path = folder / f"{row.task}-{re.sub(r'[ :,()]+', '-', row.name)}.onnx"
     edgeq.save(convert(qat), path)
     if apart := differing(qat, path):

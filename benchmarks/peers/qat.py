@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from benchmarks import pictures
-from benchmarks.training import SETTINGS, network, pictures_of
-from edgeq.train.fit import Fit, fit
+from benchmarks.training import network, pictures_of, settings
+from edgeq.train.fit import fit
 
 Quantized = Callable[[nn.Module, torch.Tensor, int, int], nn.Module]
 
@@ -45,8 +45,8 @@ def main(quantized: Quantized) -> None:
     started, held = time.process_time(), pictures_of(args.weights)
     shown, labels = pictures.read(held)[2:]
     module = quantized(trained(), shown[:64], *args.bits)
-    settings = Fit(epochs=args.epochs, **SETTINGS)
-    fit(module, pictures.batches(held), pictures.score(held), settings, teacher=trained())
+    chosen = settings(tuple(args.bits), args.epochs)
+    fit(module, pictures.batches(held), pictures.score(held), chosen, teacher=trained())
     with torch.no_grad():
         right = (module(shown).argmax(1) == labels).float().mean()
     print(json.dumps({"accuracy": float(right), "seconds": round(time.process_time() - started, 1)}))
