@@ -1,6 +1,6 @@
 """From a budget to an artifact: what promises most for its time is tried first, and kept only if the metric says so.
 
-    as given → repairs → mixed precision → repairs again → observers → learned rounding → dynamic
+    as given → repairs → mixed precision → repairs again → rounding of weights → observers → dynamic
 
 Mixed precision asks for the `edgeq.search.sensitivity` of each node, and gives a wider type to those that the knapsack
 of `edgeq.search.mixing` picks: 16-bit activations where the target has them, then float. The most that the goal allows
@@ -33,7 +33,7 @@ from edgeq.types import Progress, silent
 from edgeq.verifying.scores import MetricFunction
 
 CALIBRATORS = ("mse", "percentile", "minmax", "entropy")
-ROUNDINGS = ("mse", "adaround", "gptq")
+ROUNDINGS = ("mse", "gptq", "adaround")
 SUITS = {"equalize": {"Conv", "Gemm"}, "smooth": {"MatMul", "Gemm"}, "bias_correct": {"Conv", "Gemm", "MatMul"}}
 Step = tuple[str, Callable[[Recipe], Recipe]]
 
@@ -55,8 +55,8 @@ def tune(
     """The first artifact that meets the goal, in `output`, with `tuning.json` beside it; else the best there is.
 
     Without labels and metric, a drop is that of agreement with the float model (of the greatest element of each row of
-    the first output). everything: go on when the goal is met, up to learned rounding. Trials lie in `output/.trials`;
-    with data that has no name (a callable, an iterator) they are found again only by the same call.
+    the first output). everything: go on when the goal is met, as long as no node is given up. Trials lie in
+    `output/.trials`; with data that has no name (a callable, an iterator) they are found again only by the same call.
     Raises CalibrationError without data, and what the first trial raises.
     """
     if (goal.max_drop, goal.min_sqnr) == (None, None):
@@ -105,10 +105,10 @@ def _passed(name: str, recipe: Recipe) -> Recipe:
 
 
 def _settings() -> Iterator[Step]:
-    for name in CALIBRATORS:
-        yield f"calibrator {name}", partial(replace, calibrator=name)
     for name in ROUNDINGS:
         yield f"weights {name}", partial(replace, weight=name)
+    for name in CALIBRATORS:
+        yield f"calibrator {name}", partial(replace, calibrator=name)
 
 
 def _mix(trials: Trials) -> None:
