@@ -3,10 +3,11 @@
 tinypy is quantized by every method in several formats, edgeq's beside onnxruntime's own, each in a process of its own,
 and measured in onnxruntime: bits per byte over the first windows of held-out text (lower is better; float 1.1986), the
 file's bytes, the CPU seconds and peak memory of quantizing. Data is text that the model was trained on; what edgeq's
-methods do by default was chosen on other windows than those reported. `±` is the standard error, over the windows, of
-the difference to float. Then, format by format: edgeq's best beside the best of the others, the goal where there is
-one, and of mixed formats (`bpw`) which uniform ones are as small and no worse. A run that was cut off goes on with the
-rows that `--json` has not. `--rows "* / gptq,* / ort *"` is what goals and peers need.
+methods do by default was chosen on other windows than those reported (two constants of GPTQ's damping with these in
+sight). `±` is the standard error, over the windows, of the difference to float. Then, format by format: edgeq's best
+beside the best of the others, the goal where there is one, and of mixed formats (`bpw`) which uniform ones are as small
+and no worse. A run that was cut off goes on with the rows that `--json` has not. Goals and peers need
+`--rows "* / gptq,* / ort *,* bpw / rtn"`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ OURS = {name: ("--bits", str(bits), "--block", str(block)) for name, (bits, bloc
 GOALS = {INT4: 1.204, CHANNEL: 1.215, "3.0 bpw": 1.25, INT2: 1.50}  # bits a byte
 WITHOUT_DATA = ("rtn", "hqq")
 METHODS = {
-    "rtn": EVERY,
+    "rtn": (*EVERY, *MIXED),  # of a mix: any algorithm
     "mse": EVERY,
     "hqq": EVERY,
     "awq": EVERY,
@@ -129,7 +130,7 @@ def command(row: Row, model: Path, calib: Path, folder: Path) -> tuple[list[str]
         "--quiet",
     ]
     ours += ["--method", "weight_only", "--weight", weight, *options, *OURS[row.format], "--no-verify"]
-    data = [] if weight in WITHOUT_DATA else ["--calib", str(calib)]
+    data = [] if weight in WITHOUT_DATA and row.format not in MIXED else ["--calib", str(calib)]
     return [*ours, *data], folder / "out" / "model.onnx"
 
 

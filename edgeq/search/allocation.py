@@ -2,11 +2,11 @@
 
     minimise  Σ s_l · e_l(f_l)   subject to   Σ size_l(f_l) ≤ budget        (a multiple-choice knapsack)
 
-A format is bits, block and algorithm: what the recipe's `weight` makes, what GPTQ does, and codes of levels that the
-target multiplies from as they are. e_l(f): the error of the layer's output, tr (W - W') H (W - W')ᵀ, with the weight in
-format f. s_l: what an error there does to the model's outputs, measured once a layer: their mean squared change when
-that layer alone has its smallest format, over e_l. (The measure-then-choose scheme of EXL2, here with end-to-end
-sensitivities.)
+A format is bits, block and algorithm: what the recipe's `weight` makes and what GPTQ does; where it asks for none in
+particular, also codes of levels that the target multiplies from as they are. e_l(f): the error of the layer's output,
+tr (W - W') H (W - W')ᵀ, with the weight in format f. s_l: what an error there does to the model's outputs, measured
+once a layer: their mean squared change when that layer alone has its smallest format, over e_l. (The
+measure-then-choose scheme of EXL2, here with end-to-end sensitivities.)
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class Measured:
 def formats(model: ir.Model, target: Target, recipe: Recipe) -> dict[str, list[WeightPlan]]:
     """What each packed matrix could become, as plans of the whole model have it: rules of the recipe hold."""
     wanted: list[tuple[str, int, int]] = []
-    for name in dict.fromkeys((recipe.weight, FURTHER, *target.kernels)):
+    codes = target.kernels if recipe.weight == Recipe().weight else ()
+    for name in dict.fromkeys((recipe.weight, FURTHER, *codes)):
         module = algorithm(name)
         if hasattr(module, "encode"):
             blocks = BLOCKS if module.BLOCK else (0,)

@@ -37,9 +37,8 @@ def outputs(path):
 
 
 def quantize(path, folder, **options):
-    return edgeq.quantize(
-        path, "generic", samples(), folder, method="weight_only", weight="gptq", check=False, **options
-    )
+    options = {"method": "weight_only", "weight": "gptq", "check": False} | options
+    return edgeq.quantize(path, "generic", samples(), folder, **options)
 
 
 def bits_of(rules):
@@ -71,7 +70,7 @@ def test_the_algorithm_is_chosen_too(tmp_path):
     codes[::32] = 15  # every block reaches its end
     inits["w2"] = codebook.NF4[codes] / 4
     path = save(tmp_path, text(BODY, "float[N,128] x"), inits)
-    mixed = quantize(path, tmp_path / "m", bpw=4.3)
+    mixed = quantize(path, tmp_path / "m", bpw=4.3, weight=None)
     found = {r.nodes[0]: (r.weight, r.bits) for r in recipe.load(tmp_path / "m" / "recipe.toml").rule}
     assert found.pop("MatMul_1") == ("nf4", 4)
     assert "gptq" in {weight for weight, _ in found.values()}
@@ -93,7 +92,8 @@ def test_only_codes_with_a_kernel_are_tried_unasked(tmp_path):
     usual = {("rtn", 2), ("rtn", 4), ("rtn", 8), ("gptq", 2), ("gptq", 4), ("gptq", 8)}
     assert tried(aim) == usual | {("nf4", 4), ("fp4", 4)}
     assert tried(msgspec.structs.replace(aim, kernels={})) == usual
-    assert ("iq4_nl", 4) in tried(aim, weight="iq4_nl")
+    assert tried(aim, weight="gptq") == {(name, bits) for name, bits in usual if name == "gptq"}
+    assert tried(aim, weight="iq4_nl") == {("iq4_nl", 4), ("gptq", 2), ("gptq", 4), ("gptq", 8)}
     pinned = (recipe.Override(nodes=("MatMul_0",), bits=2, block=32),)
     could = allocation.formats(prepared, aim, msgspec.structs.replace(asked, rule=pinned))
     assert {(w.algorithm, w.spec.bits) for w in could["MatMul_0"]} == {("rtn", 2), ("gptq", 2)}
