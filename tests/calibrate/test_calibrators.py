@@ -244,3 +244,14 @@ def test_a_strided_subsample_chooses_a_range_as_good():
                 ratios.append(loss(x, part.lo, part.hi, spec, p) / loss(x, whole.lo, whole.hi, spec, p))
     assert max(ratios) <= 1.25
     assert np.mean(ratios) <= 1.03
+
+
+@pytest.mark.parametrize(("norm", "allowed"), [(0.49, False), (0.5, True), (8, True), (8.01, False)])
+def test_the_norm_of_lp_is_bounded(norm, allowed):
+    summary, lp = Summary(), registry.load("edgeq.calibrate", "lp")
+    summary.update(np.random.default_rng(0).normal(size=1000).astype(np.float32))
+    if allowed:
+        assert lp.choose(summary, QSpec("int8"), p=norm).hi > 0
+        return
+    with pytest.raises(RecipeError, match=r"not within 0\.5 to 8"):
+        lp.choose(summary, QSpec("int8"), p=norm)

@@ -128,3 +128,11 @@ def test_nothing_finite_is_refused():
 def test_channels_must_agree():
     with pytest.raises(CalibrationError, match="channels"):
         of(np.zeros((2, 3)), np.zeros((2, 4)), axis=1)
+
+
+def test_an_empty_sample_has_no_range_and_changes_nothing():
+    e = of([-1.0, 2.0])
+    before = e.state()
+    assert e.update(np.empty((0, 3), np.float32)) == (np.inf, -np.inf)
+    for key, value in e.state().items():
+        np.testing.assert_array_equal(value, before[key])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_DOWN, ROUND_HALF_UP, Decimal
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,7 +16,7 @@ from edgeq.intops.elementwise import OPS, BinaryParams, add, maximum
 from edgeq.intops.mean import ReduceParams, mean
 from edgeq.intops.quant import Quant
 from edgeq.intops.requantize import QuantizeParams, dequantize, quantize
-from edgeq.intops.resize import ResizeParams, resize_bilinear, resize_nearest_neighbor
+from edgeq.intops.resize import ResizeParams, onnx_nearest, resize_bilinear, resize_nearest_neighbor
 from tests.intops.drawn import codes, quants
 from tests.intops.litert import activation, constant, run_op, same
 
@@ -104,11 +106,12 @@ def test_mean(seed, axes, keep, dtype, data, same_scale) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(SEEDS, st.tuples(*[st.integers(1, 9)] * 4), st.sampled_from(["", "alignCorners", "halfPixelCenters"]))
-def test_resize(seed, sizes, flag) -> None:
+@given(SEEDS, st.tuples(*[st.integers(1, 9)] * 4), st.sampled_from(["", "alignCorners", "halfPixelCenters"]),
+       st.sampled_from(["int8", "uint8"]))  # fmt: skip
+def test_resize(seed, sizes, flag, dtype) -> None:
     rng = np.random.default_rng(seed)
-    x = codes(rng, (2, *sizes[:2], 3))
-    quant = Quant(0.1, 3)
+    x = codes(rng, (2, *sizes[:2], 3), dtype)
+    quant = Quant(0.1, 3, dtype)
     params = ResizeParams(sizes[2:], flag == "alignCorners", flag == "halfPixelCenters")
     for code, function in (
         ("RESIZE_BILINEAR", resize_bilinear),
@@ -191,3 +194,24 @@ def test_moves() -> None:
         given_ = [activation("x", x.shape, quant), *constants]
         same(got, run_op(code, given_, {"x": x}, activation("y", got.shape, quant), options))
     assert all(np.array_equal(a, b) for a, b in zip(layout.split(x, 3, 2), (x[..., :4], x[..., 4:]), strict=True))
+
+
+@pytest.mark.parametrize("block", [2, 3])
+def test_depth_and_space_by_their_definition(block) -> None:
+    x = codes(np.random.default_rng(block), (2, 3, 2, 4 * block**2))
+    deep = layout.depth_to_space(x, block)
+    assert deep.shape == (2, 3 * block, 2 * block, 4)
+    for n, row, column, c in np.ndindex(deep.shape):
+        inner = (row % block) * block + column % block
+        assert deep[n, row, column, c] == x[n, row // block, column // block, inner * 4 + c]
+    same(layout.space_to_depth(deep, block), x)
+
+
+def test_onnx_nearest_by_decimal_rounding() -> None:
+    """ROUND_HALF_DOWN and ROUND_HALF_UP are towards and away from zero: positions are not negative but at the edge."""
+    ways = {"floor": ROUND_FLOOR, "ceil": ROUND_CEILING, "round_prefer_floor": ROUND_HALF_DOWN,
+            "round_prefer_ceil": ROUND_HALF_UP}  # fmt: skip
+    positions = np.arange(-0.25, 6.5, 0.25)
+    for mode, way in ways.items():
+        want = [min(max(int(Decimal(float(p)).to_integral_value(way)), 0), 4) for p in positions]
+        assert onnx_nearest(positions, mode, 5).tolist() == want

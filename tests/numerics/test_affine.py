@@ -172,3 +172,41 @@ def test_bias_codes_and_overflow():
 def test_int32_codes_saturate():
     params = QParams(np.float32(1.0), np.int32(0), QSpec("int32"))
     assert affine.quantize(np.array([3e9, -3e9], np.float32), params).tolist() == [2**31 - 1, -(2**31)]
+
+
+@given(
+    st.sampled_from(["int8", "uint8", "int4"]),
+    st.floats(1e-3, 1e3),
+    st.floats(0, 1),
+    st.floats(0.01, 4),
+    st.floats(0.01, 4),
+)
+def test_within_is_the_largest_scale_whose_codes_stay_in_bounds(dtype, scale, place, below, above):
+    spec = QSpec(dtype, symmetric=False)
+    zero = spec.qmin + round(place * (spec.qmax - spec.qmin))
+    given_ = QParams(np.float32(scale), np.int32(zero), spec)
+    lo, hi = -below * scale * (spec.qmax - spec.qmin), above * scale * (spec.qmax - spec.qmin)
+    got = affine.within(given_, lo, hi)
+    assert got.zero_point == zero
+
+    def inside(step):
+        ends = (np.array([spec.qmin, spec.qmax]) - zero).astype(np.float32) * np.float32(step)
+        return lo <= ends[0] and ends[1] <= hi
+
+    assert inside(got.scale)
+    assert got.scale <= given_.scale
+    assert got.scale == given_.scale or not inside(got.scale * np.float32(1 + 1e-6))
+
+
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_weight_ranges_are_those_of_each_part(size):
+    w = np.random.default_rng(size).normal(size=(4, 7, 3)).astype(np.float32) - 0.5
+    assert affine.weight_ranges(w, PerTensor()) == (min(w.ravel()), max(w.ravel()))
+    lo, hi = affine.weight_ranges(w, PerChannel(-1))
+    assert lo.tolist() == [min(w[..., i].ravel()) for i in range(3)]
+    assert hi.tolist() == [max(w[..., i].ravel()) for i in range(3)]
+    lo, hi = affine.weight_ranges(w, PerBlock(1, size))
+    assert lo.shape == hi.shape == affine.params_shape(w.shape, PerBlock(1, size))
+    for i, b, j in np.ndindex(lo.shape):
+        part = w[i, b * size : (b + 1) * size, j]
+        assert (lo[i, b, j], hi[i, b, j]) == (min(part), max(part))

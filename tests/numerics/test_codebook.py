@@ -84,3 +84,13 @@ def test_kmeans_options_and_edges():
             codebook.kmeans(np.array(bad), 4)
     with pytest.raises(RecipeError, match="levels"):
         codebook.kmeans(x, 0)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_powers_of_two_are_as_many_as_the_bits_hold(bits):
+    levels = codebook.powers_of_two(bits, 3.0)
+    exponents = range(2 ** (bits - 1) - 1)
+    assert levels.tolist() == sorted([0.0, *(s * 3.0 / 2**i for i in exponents for s in (-1, 1))])
+    for wrong in (1, 9):
+        with pytest.raises(RecipeError, match="choose 2 to 8"):
+            codebook.powers_of_two(wrong)

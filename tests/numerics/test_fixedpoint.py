@@ -151,3 +151,13 @@ def test_requantize_crosses_chunks_and_takes_scalars() -> None:
         min(max(double_c(int(x), int(q), int(shift)) + 3, -128), 127) for x in acc.ravel()[::997]
     ]
     assert fx.requantize(np.int32(5000).reshape(()), q, shift, 3, -128, 127) == 8
+
+
+@given(st.integers(-(2**24), 2**24), st.floats(2.0**-20, 2.0), st.integers(-128, 127))
+def test_requantize_real_is_the_product_rounded_half_away(acc: int, m: float, zero_point: int) -> None:
+    product = Fraction(float(np.float64(acc) * np.float64(m)))
+    rounded = int(abs(product) + Fraction(1, 2)) * (1 if product > 0 else -1)
+    got = fx.requantize_real(np.array([acc], np.int32), m, zero_point, -100, 90)
+    assert got.dtype == np.int8
+    assert got.tolist() == [min(max(rounded + zero_point, -100), 90)]
+    assert fx.requantize_real(np.array([-5, 5, 3]), 0.5, 7, -128, 127).tolist() == [4, 10, 9]

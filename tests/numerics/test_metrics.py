@@ -130,3 +130,11 @@ def test_text_is_equal_or_not():
     drift.update(np.array([["a", "b"], ["c", "d"]]), np.array([["a", "b"], ["c", "dd"]]))
     assert drift.result().sqnr_db == pytest.approx(10 * np.log10(4))
     assert metrics.sqnr_db(np.array(["a"]), np.array(["a"])) == np.inf
+
+
+def test_slices_are_told_of_up_to_a_limit():
+    for length in (2, metrics.MAX_SLICES, metrics.MAX_SLICES + 1):
+        ref = RNG.normal(size=(length, 3))
+        drift = Drift((0,))
+        drift.update(ref, ref)
+        assert (0 in drift.slices) == (length <= metrics.MAX_SLICES)
