@@ -1,4 +1,4 @@
-# make quantize TARGET=arm64 [MODEL=m.onnx CALIB=data.npz OUT=folder]     make test lint bench verify
+# make quantize TARGET=arm64 [MODEL=m.onnx CALIB=data.npz OUT=folder]     make test coverage lint bench verify
 # make package TARGET=arm64 PLATFORM=android|apple|web|bare
 PYTHON ?= python3
 TORCH  ?= torch
@@ -14,7 +14,7 @@ EVAL  ?= sample_models/digits.npz
 LABELS ?= label
 endif
 
-.PHONY: quantize verify package test lint bench clean
+.PHONY: quantize verify package test coverage lint bench clean
 
 $(BIN)/edgeq: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -42,6 +42,9 @@ package: quantize
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest $(ARGS)
+
+coverage: $(VENV)/.dev
+	$(BIN)/python -m pytest --cov=edgeq --cov-report=term:skip-covered $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
