@@ -77,17 +77,25 @@ class Trials:
     def done(self) -> bool:
         return self.best is not None and not self.goal.misses(self.best)
 
-    def attempt(self, step: str, recipe: Recipe) -> Trial | None:
-        """Run or find a trial, and keep it where it is better; None when time is up, or for one that has no figures."""
+    def attempt(self, step: str, recipe: Recipe, sure: bool = False) -> Trial | None:
+        """Run or find a trial, and keep it where it is better; None when time is up, or for one that has no figures.
+
+        sure: the metric is asked whatever a few samples say.
+        """
+        worth = None if sure else partial(self._worth, recipe)
         if self.late:
             return None
         digest, start = _digest([*self.about, dump(recipe)]), time.monotonic()
         folder = self.output / FOLDER / digest
         fresh = not (folder / "report.json").exists()
         try:
-            report = self._run(recipe, folder) if fresh else load(folder)
-            if report.verification is None and not fresh and self._worth(recipe, folder / report.artifact.file):
-                report, fresh = self._run(recipe, folder), True
+            report = self._run(recipe, folder, worth=worth) if fresh else load(folder)
+            if (
+                report.verification is None
+                and not fresh
+                and (sure or self._worth(recipe, folder / report.artifact.file))
+            ):
+                report, fresh = self._run(recipe, folder, worth=worth), True
         except EdgeqError as error:
             self.made.append(Trial(step, digest, problem=str(error), seconds=time.monotonic() - start))
             return None
@@ -136,8 +144,7 @@ class Trials:
         metric = self.metric or (Agreement() if self.labels is None else None)
         return quantize(
             self.model, recipe.target, self.calib, folder, recipe=recipe, eval_data=self.eval_data, labels=self.labels,
-            metric=metric, recorded=self.output / FOLDER / "answers", worth=partial(self._worth, recipe),
-            progress=self.progress, **ways,
+            metric=metric, recorded=self.output / FOLDER / "answers", progress=self.progress, **ways,
         ).report  # fmt: skip
 
     def _worth(self, recipe: Recipe, artifact: Path) -> bool:

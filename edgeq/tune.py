@@ -136,7 +136,7 @@ def _bisect(trials: Trials, start: Recipe, sets: list[tuple[str, ...]], rule: Ov
     probe = high
     while low <= high:
         named = replace(rule, nodes=tuple(map(glob.escape, sets[probe])))  # names, no patterns
-        trial = trials.attempt(f"{len(sets[probe])} {title}", replace(start, rule=(*start.rule, named)))
+        trial = trials.attempt(f"{len(sets[probe])} {title}", replace(start, rule=(*start.rule, named)), sure=True)
         if trial is None:
             return
         enough = not trials.goal.inaccuracies(trial) or trial.integer < trials.goal.min_integer
