@@ -101,7 +101,8 @@ class Stream:
                 continue
             self.written += 1
             file = _File(self.folder / f"{self.written}.bin", array.dtype, array.shape)
-            array.tofile(file.path)
+            with open(file.path, "wb") as out:  # not tofile, which leaves a file cut short on a full disk and says nothing
+                out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
             self.held[index, name] = file
 
     def _drop(self, index: int, name: str) -> None:
