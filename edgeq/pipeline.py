@@ -31,6 +31,7 @@ from edgeq.graph.shapes import fix_shapes
 from edgeq.passes.integer_ends import as_codes, strip_ends
 from edgeq.passes.integer_only import integer_only
 from edgeq.passes.tables import store_tables
+from edgeq.planning import plateaus
 from edgeq.planning.costs import costly_joins
 from edgeq.planning.coverage import Coverage, coverage
 from edgeq.planning.outliers import split_outliers
@@ -243,7 +244,7 @@ def _quantize(
     about: dict[str, Any] = {"samples": 0, "data": None}
     if recipe.method == "static":
         found = gather(made, prepared, path, target, recipe, data, work, ways, progress)
-        summaries = found.summaries
+        summaries = plateaus.limited(made, prepared, found.summaries)
         about = {"samples": found.samples, "data": found.data}
         if ways.stats is not None:
             about["statistics"] = Path(ways.stats).name

@@ -44,13 +44,16 @@ class Mass:
 class Summary:
     """Accumulator of one tensor. histogram: None when no calibrator asked for it.
 
-    limit: what the range need not reach beyond, whatever was seen. parts (with weights), ends: samples and extrema that
-    the histogram is still to count, several at a time, because it leaves the cache in between.
+    limit: what the range need not reach beyond, whatever was seen, for what lies there is taken care of. flat: what it
+    need not reach beyond since values there are all the same to what reads them: they count as the nearest end.
+    parts (with weights), ends: samples and extrema that the histogram is still to count, several at a time, because it
+    leaves the cache in between.
     """
 
     extrema: Extrema = field(default_factory=Extrema)
     histogram: Histogram | None = None
     limit: Range | None = None
+    flat: Range | None = None
     parts: list[tuple[int, np.ndarray]] = field(default_factory=list)
     ends: list[float] = field(default_factory=list)
 
@@ -102,9 +105,14 @@ class Summary:
             self.histogram.merge(other.histogram)
 
     def bounds(self) -> Range:
-        """The range of all finite values within `limit`, attention masks left out (`trim_masks`)."""
-        whole = trim_masks(self.extrema)[0]
-        return whole if self.limit is None else Range(max(whole.lo, self.limit.lo), min(whole.hi, self.limit.hi))
+        """The range of all finite values within `limit` and `flat`, attention masks left out (`trim_masks`)."""
+        found = trim_masks(self.extrema)[0]
+        if self.limit is not None:
+            found = Range(max(found.lo, self.limit.lo), min(found.hi, self.limit.hi))
+        if self.flat is not None:
+            lo, hi = np.clip((found.lo, found.hi), self.flat.lo, self.flat.hi)
+            found = Range(float(lo), float(hi))
+        return found
 
     def mass(self) -> Mass | None:
         """The histogram within `bounds`, or None when there is nothing to choose from.
@@ -119,6 +127,9 @@ class Summary:
         bins = self.histogram.bins(reach)
         low, high = (int(end / bins.width) + LIMIT - 1 for end in (bounds.lo, bounds.hi))
         counts = bins.counts[low : high + 1].astype(np.float64)
+        if self.flat is not None and counts.size:
+            counts[0] += bins.counts[:low].sum() if bounds.lo == self.flat.lo else 0
+            counts[-1] += bins.counts[high + 1 :].sum() if bounds.hi == self.flat.hi else 0
         if high - low < 1 or reach < LIMIT / 16 * bins.width or not counts.any():
             return None
         index = np.arange(low, high + 2, dtype=np.float64) - (LIMIT - 1)

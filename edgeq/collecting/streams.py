@@ -101,8 +101,10 @@ class Stream:
                 continue
             self.written += 1
             file = _File(self.folder / f"{self.written}.bin", array.dtype, array.shape)
-            with open(file.path, "wb") as out:  # not tofile, which leaves a file cut short on a full disk and says nothing
-                out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+            with open(
+                file.path, "wb"
+            ) as out:  # not tofile, which leaves a file cut short on a full disk and says nothing
+                out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             self.held[index, name] = file
 
     def _drop(self, index: int, name: str) -> None:

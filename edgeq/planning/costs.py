@@ -8,11 +8,11 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeq.calibrate.summary import Summary
-from edgeq.numerics.affine import fake_quantize, qparams
+from edgeq.numerics.affine import fake_quantize
 from edgeq.numerics.metrics import ratio_db
 from edgeq.planning.plan import INTEGER, Plan, ValuePlan, walk
+from edgeq.planning.plateaus import chosen
 from edgeq.recipe import Recipe
-from edgeq.registry import load
 from edgeq.target import Target
 
 
@@ -49,7 +49,6 @@ def expected_sqnr(summary: Summary, value: ValuePlan) -> float:
     mass = summary.mass()
     if mass is None:
         return float("inf")
-    chosen = load("edgeq.calibrate", value.calibrator, "choose").choose(summary, value.spec)
-    rounded = fake_quantize(mass.centers.astype(np.float32), qparams(chosen.lo, chosen.hi, value.spec))
+    rounded = fake_quantize(mass.centers.astype(np.float32), chosen(summary, value))
     noise = (mass.centers - rounded) ** 2 @ mass.counts
     return float(ratio_db(mass.centers**2 @ mass.counts, noise))

@@ -15,9 +15,19 @@ from edgeq.calibrate.summary import Summary
 from edgeq.errors import CalibrationError, ModelError
 from edgeq.graph import io
 from edgeq.graph.edit import all_graphs
-from edgeq.numerics.affine import MIN_SCALE, bias_params, least_weight_scale, qparams, quantize, quantize_bias, within
+from edgeq.numerics.affine import (
+    MIN_SCALE,
+    bias_params,
+    least_weight_scale,
+    qparams,
+    quantize,
+    quantize_bias,
+    reach,
+    within,
+)
 from edgeq.planning.joints import wide_joints
 from edgeq.planning.plan import Plan, ValuePlan, WeightPlan
+from edgeq.planning.plateaus import chosen
 from edgeq.planning.sums import tie_free
 from edgeq.registry import load
 from edgeq.types import QParams, QTensor, Solution, Stats
@@ -80,17 +90,16 @@ def activation_params(value: ValuePlan, constant: ir.TensorProtocol | None, summ
         array = constant.numpy()
         if array.size == 0:
             raise CalibrationError("an empty constant")
-        return _params(float(array.min()), float(array.max()), value)
+        return _bounded(qparams(float(array.min()), float(array.max()), value.spec), value)
     if summary is None:
         raise CalibrationError("no calibration sample reached it")
-    chosen = load("edgeq.calibrate", value.calibrator, "choose").choose(summary, value.spec)
-    return _params(chosen.lo, chosen.hi, value)
+    return _bounded(chosen(summary, value), value)
 
 
-def _params(lo: float, hi: float, value: ValuePlan) -> QParams:
-    found = within(qparams(lo, hi, value.spec), *value.bounds)
+def _bounded(params: QParams, value: ValuePlan) -> QParams:
+    found = within(params, *value.bounds)
     if found.scale <= MIN_SCALE:
-        raise CalibrationError(f"its range of {lo:.3g} to {hi:.3g} is too small for a step")
+        raise CalibrationError("its range of {:.3g} to {:.3g} is too small for a step".format(*reach(params)))
     return found
 
 
