@@ -44,7 +44,7 @@ from edgeq.report import build as reports
 from edgeq.report.evidence import Evidence, drawn, ranges
 from edgeq.report.folder import publish, work_folder
 from edgeq.report.schema import Report, dump
-from edgeq.request import aim_of, open_samples, resolve_recipe, shaped_as, with_images
+from edgeq.request import aim_of, open_samples, resolve_recipe, shaped_as, with_images, with_padding
 from edgeq.runners.places import of_target
 from edgeq.search import recovery, scaling
 from edgeq.search.allocation import allocated
@@ -144,6 +144,7 @@ def quantize(
         prepared_path, prepared = _prepare(source, aim, chosen, work)
         del source  # and with it the weights in memory: those of the prepared model are mapped
         gc.collect()  # a graph is all cycles
+        chosen, data = with_padding(chosen, data, prepared)
         if bpw is not None or max_bytes is not None:
             chosen = allocated(chosen, prepared, aim, data, work, bpw, max_bytes, progress)
         found, final, evidence = _quantize(prepared, prepared_path, aim, chosen, data, work, ways, progress)

@@ -73,9 +73,10 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     than `elementwise_sqnr` dB would. outlier_sqnr: linear layers' inputs whose rounding would leave fewer dB have their
     outlying channels split (those without any keep about 40). attention: quantize MatMuls of two activations. state:
     pairs [output, input] that are fed back from sample to sample. preprocess: makes images into the model's input.
-    shapes: pairs [input, shape] that fix free dimensions. integer_only: no float tensor between the ends, everything is
-    quantized; integer_io: nor at the ends; rounding: of requantization then, as gemmlowp and
-    TFLite's reference (double) or once (single).
+    shapes: pairs [input, shape] that fix free dimensions. padding: masks, inputs that are 0 at positions which are
+    left out of calibration (see `edgeq/data/padding.py`); unless given, `attention_mask` where there is one.
+    integer_only: no float tensor between the ends, everything is quantized; integer_io: nor at the ends; rounding: of
+    requantization then, as gemmlowp and TFLite's reference (double) or once (single).
     weight_settings: of `weight`, for the layers that have it: what its function in `edgeq/weights` takes by name.
     bits, block: of packed weights, in place of the target's own (tables take bits from rules alone); a block of 0 is a
     scale a channel; integers have 2, 3 (4 outside MatMul and Gemm), 4 or 8 bits, codebooks any from 2 to 8. outliers,
@@ -106,6 +107,7 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     state: tuple[tuple[str, str], ...] = ()
     preprocess: Preprocess | None = None
     shapes: tuple[tuple[str, tuple[Annotated[int, msgspec.Meta(ge=1)], ...]], ...] = ()
+    padding: tuple[str, ...] | None = None
     integer_only: bool = False
     integer_io: bool = False
     rounding: Literal["double", "single"] = "double"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any, get_args
 
 import msgspec
@@ -12,12 +13,16 @@ from edgeq import recipe as recipes
 from edgeq import target as targets
 from edgeq.data import Dataset, open_data
 from edgeq.data.images import resolve
+from edgeq.data.padding import paddings
 from edgeq.errors import RecipeError
 from edgeq.graph import io
+from edgeq.graph.shapes import input_dims
 from edgeq.recipe import Override, Recipe
 from edgeq.registry import load
 from edgeq.target import Method, Target
 from edgeq.weights import algorithm
+
+MASK_TYPES = {ir.DataType[name] for name in ("BOOL", "INT8", "UINT8", "INT32", "INT64")}
 
 
 def resolve_recipe(
@@ -79,3 +84,16 @@ def open_samples(given: Any, recipe: Recipe, source: ir.Model) -> Dataset | None
     if given is None:
         return None
     return open_data(given, _shapes(recipe, source), recipe.preprocess, [into for _, into in recipe.state])
+
+
+def with_padding(recipe: Recipe, data: Dataset | None, model: ir.Model) -> tuple[Recipe, Dataset | None]:
+    """The recipe with `padding` complete, and the data that calibrates with what that means for the model's inputs.
+
+    model: with the shapes that it runs in, because where the length is fixed nothing is left out. Raises RecipeError.
+    """
+    if recipe.state and recipe.padding:
+        raise RecipeError("padding and state don't go together: what belongs to one sequence stays as it is")
+    masks = () if recipe.state else recipe.padding
+    found = paddings(input_dims(model), [v.name or "" for v in model.graph.inputs if v.dtype in MASK_TYPES], masks)
+    complete = msgspec.structs.replace(recipe, padding=tuple(padding.mask for padding in found))
+    return complete, replace(data, padding=found) if data is not None else None

@@ -19,7 +19,7 @@ from edgeq.collecting.datafree import Moments, renormalized, synthetic
 from edgeq.collecting.shards import Task, chosen, count, split
 from edgeq.collecting.stats import Statistics
 from edgeq.data import BLOCK, Dataset
-from edgeq.errors import CalibrationError, RecipeError
+from edgeq.errors import CalibrationError, ModelError, RecipeError
 from edgeq.graph import io
 from edgeq.graph.edit import all_graphs
 from edgeq.graph.observe import observable
@@ -124,7 +124,8 @@ def observe(
 
     channels: those of the wanted values whose channels count too.
     """
-    total = chosen(data, recipe).count
+    samples = chosen(data, recipe)
+    total = samples.count
     with tempfile.TemporaryDirectory(dir=work) as folder:
         model, outputs = observable(path, wanted, Path(folder))
 
@@ -147,11 +148,18 @@ def observe(
             state=recipe.state,
             threads=1 if ways.dask else max(cores // ways.workers, 1),
         )
-        if ways.dask is not None:
-            return _together(workers.on_dask(ways.dask, model, tasks, advance))
-        if ways.workers > 1:
-            return _together(workers.in_processes(model, tasks(ways.workers), Path(folder), advance))
-        return count(model, task, chosen(data, recipe), advance)
+        try:
+            if ways.dask is not None:
+                return _together(workers.on_dask(ways.dask, model, tasks, advance))
+            if ways.workers > 1:
+                return _together(workers.in_processes(model, tasks(ways.workers), Path(folder), advance))
+            return count(model, task, samples, advance)
+        except ModelError as error:
+            if not data.padding:
+                raise
+            raise ModelError(
+                f"{error}; padding was left out, which a model may not take: padding = [] in the recipe keeps it"
+            ) from None
 
 
 def _together(parts: Iterable[bytes]) -> Statistics:
@@ -167,7 +175,11 @@ def _saved(file: Path, path: Path, recipe: Recipe, wanted: dict[str, str]) -> St
         raise CalibrationError(
             f"{file}: statistics of another model, or of this one prepared for another target; collect them anew"
         )
-    changed = [k for k in ("preprocess", "state") if found.settings.get(k) != _settings(recipe)[k]]
+    changed = [
+        k
+        for k in ("preprocess", "state", "padding")
+        if (found.settings.get(k) or None) != (_settings(recipe)[k] or None)
+    ]
     if changed:
         raise CalibrationError(f"{file}: collected with another {changed[0]} than the recipe's; collect them anew")
     if missing := [name for name in wanted if name not in found.values]:
@@ -184,13 +196,14 @@ def statistics_key(parts: Sequence[Any], recipe: Recipe) -> str:
     The rest is what of the recipe the statistics depend on; calibrators and rules are not of it.
     """
     fields = msgspec.to_builtins(recipe)
-    kept = [fields[name] for name in ("samples", "seed", "preprocess", "state", "shapes", "passes")]
+    kept = [fields[name] for name in ("samples", "seed", "preprocess", "state", "shapes", "padding", "passes")]
     return hashlib.sha256(json.dumps([*parts, *kept], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:
     fields: dict[str, Any] = msgspec.to_builtins(recipe)
-    return msgspec.json.decode(msgspec.json.encode({k: fields[k] for k in ("samples", "seed", "preprocess", "state")}))
+    kept = ("samples", "seed", "preprocess", "state", "padding")
+    return msgspec.json.decode(msgspec.json.encode({k: fields[k] for k in kept}))
 
 
 def _digest(path: Path) -> str:

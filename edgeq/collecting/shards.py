@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from edgeq.calibrate.collect import Run, collect, needs_histogram
 from edgeq.collecting import stats
 from edgeq.collecting.stats import Statistics
 from edgeq.data import BLOCK, Dataset, Feeds, open_data, position
+from edgeq.data.padding import Padding
 from edgeq.recipe import Preprocess, Recipe
 from edgeq.runners.cpu import CpuSession, open_session
 from edgeq.runners.feedback import with_state
@@ -32,8 +34,9 @@ class Task(msgspec.Struct, frozen=True):
 
     calibrators: value → calibrator. outputs: value → the name under which the model file gives it. channels: values
     whose channels count too (see `collect`). source: what `open_data` makes the data from, with shapes, those of the
-    inputs; where there is no such thing, `packed` holds the samples themselves. samples, seed, preprocess, state: the
-    recipe's. part: which of `parts` of the samples so chosen. threads: samples in flight at a time.
+    inputs, and padding, the data's; where there is no such thing, `packed` holds the samples themselves. samples, seed,
+    preprocess, state: the recipe's. part: which of `parts` of the samples so chosen. threads: samples in flight at a
+    time.
     """
 
     calibrators: dict[str, str]
@@ -42,6 +45,7 @@ class Task(msgspec.Struct, frozen=True):
     source: str = ""
     packed: tuple[dict[str, Packed], ...] = ()
     shapes: dict[str, tuple[int | None, ...] | None] = {}
+    padding: tuple[Padding, ...] = ()
     samples: int = 0
     seed: int = 0
     preprocess: Preprocess | None = None
@@ -52,8 +56,9 @@ class Task(msgspec.Struct, frozen=True):
 
 
 def chosen(data: Dataset, recipe: Recipe | Task) -> Dataset:
-    """The samples of the data that calibrate: drawn by `seed`, but in a sequence the first ones."""
-    return data.take(recipe.samples) if recipe.state else data.sample(recipe.samples, recipe.seed)
+    """The samples of the data that calibrate, without padding: drawn by `seed`, but in a sequence the first ones."""
+    drawn = data.take(recipe.samples) if recipe.state else data.sample(recipe.samples, recipe.seed)
+    return drawn.unpadded()
 
 
 def count(model: Path, task: Task, data: Dataset, progress: Callable[[int], None] = lambda _: None) -> Statistics:
@@ -83,7 +88,7 @@ def count_part(model: Path, task: bytes, progress: Callable[[int], None] = lambd
     asked = msgspec.msgpack.decode(task, type=Task)
     if asked.source:
         data = open_data(asked.source, asked.shapes, asked.preprocess, [into for _, into in asked.state])
-        mine = chosen(data, asked).part(asked.part, asked.parts)
+        mine = chosen(replace(data, padding=asked.padding), asked).part(asked.part, asked.parts)
     else:
         mine = Dataset("data", lambda: map(_unpack, asked.packed), len(asked.packed))
     return stats.dump(count(model, asked, mine, progress))
@@ -93,7 +98,7 @@ def split(task: Task, data: Dataset, parts: int) -> list[bytes]:
     """The tasks of all parts. Data that no other process can open goes along, each sample in one of them."""
     pieces = [msgspec.structs.replace(task, part=part, parts=parts) for part in range(parts)]
     if data.source is not None:
-        pieces = [msgspec.structs.replace(piece, source=data.source) for piece in pieces]
+        pieces = [msgspec.structs.replace(piece, source=data.source, padding=data.padding) for piece in pieces]
     else:
         packed: list[list[dict[str, Packed]]] = [[] for _ in pieces]
         for index, feeds in enumerate(chosen(data, task)):

@@ -8,6 +8,8 @@ from itertools import islice
 
 import numpy as np
 
+from edgeq.data.padding import Padding, unpadded
+
 Feeds = dict[str, np.ndarray]
 
 BLOCK = 8
@@ -20,6 +22,7 @@ class Dataset:
 
     extras: arrays beside the inputs, such as labels, with samples on axis 0. get: the sample of an index, where that
     needs no walk over those before it. source: what `open_data` makes the same data from in another process.
+    padding: what `unpadded` trims.
     """
 
     name: str
@@ -28,6 +31,7 @@ class Dataset:
     extras: dict[str, np.ndarray] = field(default_factory=dict)
     get: Callable[[int], Feeds] | None = None
     source: str | None = None
+    padding: tuple[Padding, ...] = ()
 
     @staticmethod
     def indexed(
@@ -72,17 +76,37 @@ class Dataset:
 
         return replace(self, make=mine, extras={}, source=None)
 
+    def unpadded(self) -> Dataset:
+        """The samples without padding, a batch perhaps as several (see `edgeq.data.padding`), and without extras.
+
+        Where samples have an index, each is looked at once here, to count them.
+        """
+        if not self.padding:
+            return self
+        padding, get = self.padding, self.get
+        made = Dataset(self.name, lambda: (part for feeds in self for part in unpadded(feeds, padding)))
+        if get is None:
+            return made
+        places = [(i, j) for i in range(self.count or 0) for j in range(len(unpadded(get(i), padding)))]
+
+        def part(index: int) -> Feeds:
+            sample, place = places[index]
+            return unpadded(get(sample), padding)[place]
+
+        return replace(made, count=len(places), get=part)
+
     def _only(self, indices: Sequence[int]) -> Dataset:
         extras = {k: v[list(indices)] for k, v in self.extras.items()}
         if self.get is not None:
             get = self.get
-            return Dataset.indexed(self.name, lambda i: get(indices[i]), len(indices), extras)
+            drawn = Dataset.indexed(self.name, lambda i: get(indices[i]), len(indices), extras)
+            return replace(drawn, padding=self.padding)
         wanted = set(indices)
 
         def some() -> Iterator[Feeds]:
             return (feeds for i, feeds in enumerate(islice(self.make(), max(wanted, default=-1) + 1)) if i in wanted)
 
-        return Dataset(self.name, some, len(indices), extras)
+        return replace(self, make=some, count=len(indices), extras=extras, source=None)
 
 
 def position(index: int, part: int, parts: int) -> int:

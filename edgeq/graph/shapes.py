@@ -54,5 +54,20 @@ def free_input(model: ir.Model) -> tuple[str, list[str]] | None:
     return None
 
 
+def input_dims(model: ir.Model) -> dict[str, tuple[int | str | None, ...] | None]:
+    """The inputs that a caller must give, with the names of their free dimensions; None for one that has no name."""
+    return {
+        v.name or "": None if v.shape is None else tuple(map(_dim, v.shape))
+        for v in model.graph.inputs
+        if v.name not in model.graph.initializers
+    }
+
+
+def _dim(dim: int | ir.SymbolicDim) -> int | str | None:
+    if isinstance(dim, int):
+        return dim if dim >= 0 else None
+    return dim.value if dim.value not in ANONYMOUS else None
+
+
 def _text(dim: int | ir.SymbolicDim) -> str:
     return str(dim) if isinstance(dim, int) else dim.value or "?"
