@@ -37,6 +37,7 @@ RECIPES = st.builds(
     attention=st.booleans(),
     state=st.lists(st.tuples(TEXT, TEXT), max_size=2).map(tuple),
     preprocess=st.none() | PREPROCESSES,
+    padding=st.none() | st.lists(TEXT, max_size=2).map(tuple),
     rule=st.lists(OVERRIDES, max_size=3).map(tuple),
 )
 
@@ -55,8 +56,17 @@ def test_what_is_written_is_what_is_read(tmp_path_factory, made):
 
 
 def test_every_field_is_written():
-    absent = {"rule", "preprocess", "bits", "block", "weight_settings"}  # None and empty ones
+    absent = {"rule", "preprocess", "padding", "bits", "block", "weight_settings"}  # None and empty ones
     assert set(tomllib.loads(recipe.dump(Recipe()))) == set(Recipe.__struct_fields__) - absent
+
+
+def test_no_padding_is_not_the_same_as_nothing_said_of_it(tmp_path):
+    for made, line in ((Recipe(padding=()), "padding = []"), (Recipe(padding=("mask",)), 'padding = ["mask"]')):
+        (tmp_path / "recipe.toml").write_text(recipe.dump(made))
+        assert line in recipe.dump(made).splitlines()
+        assert recipe.load(tmp_path / "recipe.toml").padding == made.padding
+        assert recipe.changed(made) == {"padding": made.padding}
+    assert Recipe().padding is None
 
 
 def test_the_last_override_wins_field_by_field():
@@ -87,6 +97,7 @@ def test_the_last_override_wins_field_by_field():
         ("[preprocess]\nresize = [0, 3]", "resize"),
         ("[preprocess]\ncrop = 0", "crop"),
         ("state = ['h']", "state"),
+        ("padding = 'mask'", "padding"),
         ("[[rule]]\ncolour = 'red'", "colour"),
         ("target = ", "recipe.toml"),
     ],

@@ -75,6 +75,39 @@ def test_processes_give_the_same_bytes(tmp_path, model, monkeypatch):
             assert artifact(tmp_path / "two", model, given[name], workers=2, **settings) == one, name
 
 
+def test_processes_leave_out_the_same_padding(tmp_path, monkeypatch):
+    """Batches that become samples of a row each, whose number only walking tells, or an index."""
+    inputs = "int64[N,T] input_ids, int64[N,T] attention_mask"
+    body = "e = Gather(table, input_ids) a = MatMul(e, w) m = Cast<to=1>(attention_mask)"
+    table = draw(61, 16) * np.linspace(9, 1, 61, dtype=np.float32)[:, None]  # of the padding's id, 0, the greatest
+    inits = {"table": table, "w": draw(16, 16), "last": np.array([2])}
+    path = save(tmp_path, text(f"{body} u = Unsqueeze(m, last) y = Mul(a, u)", inputs), inits)
+    mask = np.arange(12) < np.random.default_rng(0).integers(1, 13, (60, 1))
+    arrays = {"input_ids": mask * np.arange(1, 61)[:, None], "attention_mask": mask.astype(np.int64)}
+    batches = [{k: v[i : i + 3] for k, v in arrays.items()} for i in range(0, 60, 3)]
+    np.savez(tmp_path / "d.npz", **arrays)
+    (tmp_path / "b").mkdir()
+    for i, batch in enumerate(batches):
+        np.savez(tmp_path / "b" / f"{i:02}.npz", **batch)
+    (tmp_path / "batches.py").write_text(
+        "import numpy as np, pathlib\n"
+        "def rows():\n"
+        "    for path in sorted(pathlib.Path(__file__).with_name('b').iterdir()):\n"
+        "        yield dict(np.load(path))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    bare = [{k: v[i : i + 1, :n] for k, v in arrays.items()} for i, n in enumerate(mask.sum(1))]
+    one = artifact(tmp_path / "one", path, bare, samples=0, padding=())
+    assert one[1] == 60
+    for given in (tmp_path / "d.npz", tmp_path / "b", "batches:rows", batches):
+        assert artifact(tmp_path / "two", path, given, samples=0, workers=2) == one, given
+    assert artifact(tmp_path / "one", path, tmp_path / "b", samples=0) == one
+    drawn = artifact(tmp_path / "one", path, tmp_path / "b", samples=9)
+    assert drawn[1] == 27
+    assert artifact(tmp_path / "two", path, tmp_path / "b", samples=9, workers=2) == drawn
+    assert artifact(tmp_path / "two", path, tmp_path / "b", samples=0, padding=(), workers=2)[0] != one[0]
+
+
 def test_processes_look_as_closely_at_each_of_many_samples(tmp_path, model):
     data = [{"x": row[None]} for row in rows(FIRST + 70)]
     asked = {"samples": 0, "calibrator": "percentile"}
