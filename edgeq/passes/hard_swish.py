@@ -4,7 +4,8 @@
 
 The codes of x at a sixth of their scale are x / 6, and the saturation of uint8 is the clip. onnxruntime fuses this into
 QLinearAdd and QLinearMul; its HardSwish is two float kernels, between a DequantizeLinear and a QuantizeLinear. The
-scales of the sum are tie-free (`edgeq.planning.sums`), so that every machine rounds it alike.
+scales of the sum are tie-free (`edgeq.planning.sums`), so that every machine rounds it alike. 1/2 is code 128 of a
+small scale, because onnxruntime on Arm gives both scales of a sum the fixed point that the greater one needs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from edgeq.graph.edit import Names, add_initializer, all_graphs, constant, make_
 from edgeq.planning.sums import tie_free_scale
 
 STEP = np.asarray(1 / 255, np.float32)
+HALF = 128
+HALF_SCALE = tie_free_scale(np.asarray(0.5 / HALF, np.float32), STEP, up=False)
 
 
 def rewrite(model: ir.Model) -> ir.Model:
@@ -46,15 +49,14 @@ def _write(model: ir.Model, graph: ir.Graph, node: ir.Node, names: Names, shared
     scale, base = constant(source.inputs[1]), x.name
     assert scale is not None
     if not shared:
-        nearly = tie_free_scale(np.asarray(0.5, np.float32), STEP)
-        ends = {"one": np.asarray(1, np.uint8), "zero": np.asarray(0, np.uint8), "half": nearly, "step": STEP}
+        ends = {"half": np.asarray(HALF, np.uint8), "zero": np.asarray(0, np.uint8), "scale": HALF_SCALE, "step": STEP}
         for name, array in ends.items():
             shared[name] = add_initializer(model.graph, names.new(f"gate_{name}"), array)
-    one, zero, half, step = (shared[name] for name in ("one", "zero", "half", "step"))
+    half, zero, half_scale, step = (shared[name] for name in ("half", "zero", "scale", "step"))
 
     def add(op: str, inputs: list[ir.Value | None], suffix: str, kind: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
         new = make_node(
-            op, inputs, names.new(f"{base}_{suffix}"), kind, x.shape if inputs[0] is not one else ir.Shape([])
+            op, inputs, names.new(f"{base}_{suffix}"), kind, x.shape if inputs[0] is not half else ir.Shape([])
         )
         graph.insert_before(node, new)
         return new.outputs[0]
@@ -63,7 +65,7 @@ def _write(model: ir.Model, graph: ir.Graph, node: ir.Node, names: Names, shared
     sixth = add("DequantizeLinear", [source.inputs[0], less, source.inputs[2]], "by_6")
     offset = f"offset {id(graph)}"
     if offset not in shared:
-        shared[offset] = add("DequantizeLinear", [one, half, zero], "offset")
+        shared[offset] = add("DequantizeLinear", [half, half_scale, zero], "offset")
     total = add("Add", [sixth, shared[offset]], "sum")
     codes = add("QuantizeLinear", [total, step, zero], "gate_q", ir.DataType.UINT8)
     product = add("Mul", [x, add("DequantizeLinear", [codes, step, zero], "gate")], "gated")

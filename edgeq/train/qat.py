@@ -34,7 +34,7 @@ from edgeq.export import export
 from edgeq.graph import io
 from edgeq.graph.prepare import prepare
 from edgeq.passes.few_codes import clip_codes, held
-from edgeq.passes.hard_swish import STEP
+from edgeq.passes.hard_swish import HALF, HALF_SCALE, STEP
 from edgeq.passes.tables import store_tables
 from edgeq.planning.plan import Plan
 from edgeq.planning.planner import plan
@@ -110,7 +110,7 @@ def _rounded_gate(quantizer: FakeQuantize, node: ir.Node, x: Tensor) -> Tensor:
     """HardSwish as `edgeq.passes.hard_swish` writes it: its gate is rounded to steps of 1/255, its scales tie-free."""
     scale = quantizer.step().detach().cpu().numpy()
     sixth = float(tie_free_scale(scale / np.float32(6), STEP) / scale)
-    half = float(tie_free_scale(np.asarray(0.5, np.float32), STEP))
+    half = HALF * float(HALF_SCALE)
     return x * round_through((x * sixth + half).clamp(0, 1) * 255) / 255
 
 
