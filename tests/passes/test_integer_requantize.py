@@ -38,7 +38,7 @@ def test_every_accumulator_becomes_the_code_of_fixedpoint(data):
     m = 2.0 ** np.array(data.draw(st.lists(st.floats(-34, 3), min_size=1, max_size=4)))
     rounding = data.draw(st.sampled_from(["single", "double"]))
     bound = data.draw(st.sampled_from([1, 255, 2**15, 2**22, 2**27, LIMIT]))
-    while rounding == "double" and bound > 1 and bound * max(m) >= 2**30:
+    while rounding == "double" and bound > 1 and bound * max(m) * (1 + 2**-20) >= 2**30:  # m is rounded to 31 bits yet
         bound //= 8
     zero = data.draw(st.sampled_from([0, 255, 128, 3]))
     lo, hi = data.draw(st.sampled_from([(0, 255), (zero, 255), (0, zero), (17, 230)]))
