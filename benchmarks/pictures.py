@@ -1,8 +1,8 @@
 """The two sets of pictures of `benchmarks.training`, each drawn or read at run time and kept as one .npz file.
 
-    digits   scikit-learn's, 8×8: 1,097 to train with, 100 that choose an epoch, 600 of evaluation
-    glyphs   45 letters and digits in the typefaces of five font packages, 16×16, turned, sheared, shifted, blurred and
-             noisy: 8,192, 1,024 and 5,000. Of forms that look alike (O and 0, I and 1, S and s) there is one.
+digits   scikit-learn's, 8×8: 1,097 to train with, 100 that choose an epoch, 600 of evaluation
+glyphs   45 letters and digits in the typefaces of five font packages, 16×16, turned, sheared, shifted, blurred and
+         noisy: 8,192, 1,024 and 5,000. Of forms that look alike (O and 0, I and 1, S and s) there is one.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """What wins back accuracy: `python -m benchmarks.recovery [--tasks digits,unequal] [--peers]`.
 
-Each task in one run, on the same samples and by the same code in plain onnxruntime: the float model, edgeq's defaults,
-each repair alone, and `edgeq tune` to a drop of 0.5 % with at least 90 % of the multiply-accumulates in integers; with
---peers NNCF and Quark in environments of their own. `tune` judges by the samples that are shown. The task `unequal` is
-EfficientNet-lite0 (MobileNetV2's blocks) with channels that were pulled apart by factors up to a thousand, which the
-layers behind them make up for, and one scale for each weight. Its Clips stay: without them it is another network,
-which agrees with the trained one on two samples of three, and that no int8 form keeps.
+Each task in one run, on the same samples and by the same code in plain onnxruntime: the float model, edgeq without
+repair, each repair alone (`bias_correct` is the default), and `edgeq tune` to a drop of 0.5 % with at least 90 % of the
+multiply-accumulates in integers; with --peers NNCF and Quark in environments of their own. `tune` judges by the samples
+that are shown. The task `unequal` is EfficientNet-lite0 (MobileNetV2's blocks) with channels that were pulled apart by
+factors up to a thousand, which the layers behind them make up for, and one scale for each weight. Its Clips stay:
+without them it is another network, which agrees with the trained one on two samples of three, and that no int8 form
+keeps.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ from edgeq.tune import Goal, tune
 MAX_DROP, MIN_INTEGER, TIME_BUDGET = 0.005, 0.9, 540.0
 LIMIT = 6.0  # of the Clips of EfficientNet-lite0
 ALONE: dict[str, dict[str, Any]] = {
-    "plain": {},
+    "plain": {"passes": ()},
     "equalize": {"passes": ("equalize",)},
     "smooth": {"passes": ("smooth",)},
     "bias_correct": {"passes": ("bias_correct",)},
-    "adaround": {"weight": "adaround"},
+    "adaround": {"weight": "adaround", "passes": ()},
 }
 
 

@@ -270,8 +270,10 @@ def _quantize(
             break
         excluded |= failed
     progress("rewrite", 0, None)
-    warnings = ("calibrated on made-up data: measure the artifact on real samples",) if ways.data_free else ()
-    evidence = Evidence(drawn(prepared, made), ranges(made, limited, solution.groups), about, warnings)
+    warnings = ["calibrated on made-up data: measure the artifact on real samples"] if ways.data_free else []
+    if data is None and not ways.data_free and recovery.corrects(recipe):
+        warnings.append("biases are not corrected: that takes samples, not statistics alone; give --calib too")
+    evidence = Evidence(drawn(prepared, made), ranges(made, limited, solution.groups), about, tuple(warnings))
     if ways.rank and data is not None and recipe.method == "static":
         evidence = replace(evidence, sensitivity=sensitivity(prepared, made, solution, data, work, progress))
     store_tables(prepared, made, solution)
@@ -279,7 +281,8 @@ def _quantize(
     rewritten = prepared
     if rewriting:
         rewritten = load("edgeq.passes", rewriting, "apply").apply(prepared, made, solution, target)
-        recovery.after(rewritten, path, made, recipe, data, work, progress)
+        if corrected := recovery.after(rewritten, path, made, recipe, data, work, progress):
+            evidence = replace(evidence, calibration=about | {"corrected": corrected})
     return integer_only(rewritten, recipe.rounding) if recipe.integer_only else rewritten, made, evidence
 
 

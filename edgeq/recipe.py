@@ -83,7 +83,7 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     low_rank: of packed matrices, the share of features that are kept real, and the rank of what makes up for their
     rounding. sequential: packed weights are solved on what the quantized layers before them make of the data.
     passes: repair of static quantization (see `edgeq/search/recovery.py`): equalize and smooth before rounding,
-    bias_correct behind it; smooth alone also goes before weight_only.
+    bias_correct behind it, where there is data and no state; smooth also goes before weight_only.
     """
 
     schema_version: Literal[1] = 1
@@ -97,7 +97,7 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     outliers: Share = 0.0
     low_rank: Rank = 0
     sequential: bool = True
-    passes: tuple[Literal["equalize", "smooth", "bias_correct"], ...] = ()
+    passes: tuple[Literal["equalize", "smooth", "bias_correct"], ...] = ("bias_correct",)
     samples: Annotated[int, msgspec.Meta(ge=0)] = 128
     seed: int = 0
     elementwise: Literal["auto", "all", "none"] = "auto"

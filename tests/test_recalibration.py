@@ -22,7 +22,7 @@ INITS = {
     "w1": draw(8, 4, 3, 3) / 6, "b1": draw(8), "w2": draw(8, 8, 1, 1, seed=1) / 3, "b2": draw(8, seed=2),
     "w4": draw(5, 8), "b4": draw(5), "low": np.float32(0), "six": np.float32(6),
 }  # fmt: skip
-RECIPE = Recipe(elementwise="all")
+RECIPE = Recipe(elementwise="all", passes=())
 
 
 @pytest.fixture

@@ -47,7 +47,7 @@ def test_the_budget_is_met_by_the_first_method_that_can(case, tmp_path):
     best = next(t for t in found.trials if t.digest == found.best)
     assert best.step == "equalize"
     assert best.integer == 1
-    assert found.trials[0].sqnr_db < 15 < 24 <= best.sqnr_db
+    assert found.trials[0].sqnr_db < 18 < 24 <= best.sqnr_db
     artifact = tmp_path / "out" / "model.onnx"
     assert sqnr_db(answers(path, data), answers(artifact, data)) == pytest.approx(best.sqnr_db, abs=0.5)
     assert "equalize" in (tmp_path / "out" / "recipe.toml").read_text()

@@ -11,7 +11,7 @@ from benchmarks.tasks import CALIBRATION, Feed, Task, package_file, seeded
 from benchmarks.tasks import _text as text
 
 NAME = "ocr_cls"
-EVALUATION, BATCH = 640, 16
+EVALUATION, BATCH = 2560, 16
 SIZE = {"height": 48, "width": 192}
 
 

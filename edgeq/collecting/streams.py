@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,19 +36,15 @@ class _File:
 
 @dataclass
 class Stream:
-    """Samples on their way through a model: a file a sample and value, of those that nodes from `cut` on will read.
-
-    in_memory: hold them there instead, for few samples.
-    """
+    """Samples on their way through a model: a file a sample and value, of those that nodes from `cut` on will read."""
 
     model: ir.Model
     folder: Path
     cut: int = 0
     live: tuple[str, ...] = ()
     count: int = 0
-    in_memory: bool = False
     written: int = 0
-    held: dict[tuple[int, str], np.ndarray | _File] = field(default_factory=dict)
+    held: dict[tuple[int, str], _File] = field(default_factory=dict)
 
     def start(self, data: Iterable[Feeds]) -> None:
         self.folder.mkdir()
@@ -81,24 +77,16 @@ class Stream:
     def each(self, name: str) -> Iterator[np.ndarray]:
         return (self._read(index, name) for index in range(self.count))
 
-    def change(self, name: str, function: Callable[[np.ndarray], np.ndarray]) -> None:
-        """Put another array in the place of a value, sample by sample."""
-        for index in range(self.count):
-            self._write(index, {name: function(self._read(index, name))})
-
     def _feeds(self, name: str) -> bool:
         return name not in self.model.graph.initializers
 
     def _read(self, index: int, name: str) -> np.ndarray:
         found = self.held[index, name]
-        return np.fromfile(found.path, found.dtype).reshape(found.shape) if isinstance(found, _File) else found
+        return np.fromfile(found.path, found.dtype).reshape(found.shape)
 
     def _write(self, index: int, values: Feeds) -> None:
         for name, array in values.items():
             self._drop(index, name)
-            if self.in_memory:
-                self.held[index, name] = array
-                continue
             self.written += 1
             file = _File(self.folder / f"{self.written}.bin", array.dtype, array.shape)
             with open(
@@ -109,7 +97,7 @@ class Stream:
 
     def _drop(self, index: int, name: str) -> None:
         found = self.held.pop((index, name), None)
-        if isinstance(found, _File):
+        if found is not None:
             found.path.unlink()
 
 

@@ -3,6 +3,8 @@
     analytic    Δb = -(Ŵ - W) E[x]
     empirical   Δb = E[y] - E[ŷ],  with the layers before corrected already
 
+Recipes do the second, in one run of both models (`side_by_side`).
+
 (Nagel et al., "Data-Free Quantization Through Weight Equalization and Bias Correction", 2019, section 4.2; Nagel et
 al., "A White Paper on Neural Network Quantization", 2021, section 3.3.)
 """
@@ -14,20 +16,31 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from edgeq.graph.edit import Names, add_initializer, constant
+from edgeq.graph.edit import Names, add_initializer, constant, is_constant, static_shape
 from edgeq.graph.folding import put
 from edgeq.numerics.affine import storage_dtype
 from edgeq.passes.equalize import shift_bias
 from edgeq.planning.plan import weight_axis
 
 
+def without_bias(model: ir.Model) -> list[ir.Node]:
+    """Every Conv and Gemm of the main graph that has a constant weight and no bias."""
+    return [
+        node
+        for node in model.graph
+        if node.op_type in ("Conv", "Gemm")
+        and node.domain == ""
+        and is_constant(node.inputs[1])
+        and (len(node.inputs) < 3 or node.inputs[2] is None)
+    ]
+
+
 def with_biases(model: ir.Model) -> ir.Model:
     """Give every Conv and Gemm of the main graph a bias, in place, so that there is something to correct."""
     names = Names(model)
-    for node in model.graph:
-        weight = constant(node.inputs[1]) if node.op_type in ("Conv", "Gemm") and node.domain == "" else None
-        if weight is not None and (len(node.inputs) < 3 or node.inputs[2] is None):
-            put(node, 2, np.zeros(weight.shape[weight_axis(node, "channel")]), names)
+    for node in without_bias(model):
+        shape = static_shape(node.inputs[1]) or ()
+        put(node, 2, np.zeros(shape[weight_axis(node, "channel")]), names)
     return model
 
 
@@ -69,6 +82,17 @@ def correct(model: ir.Model, shifts: Mapping[str, np.ndarray]) -> ir.Model:
         limits = np.iinfo(storage_dtype("int32"))
         _store(producer, np.clip(moved, limits.min, limits.max).astype(codes.dtype), names)
     return model
+
+
+def significant(lost: np.ndarray) -> np.ndarray:
+    """The mean over samples, (S, C) → (C,), shrunk by what of it may be chance: few samples must do no harm.
+
+    m · max(0, 1 - v / m²), with the mean m and its variance v, that of the samples over S - 1; 0 for one sample alone.
+    """
+    if len(lost) < 2:
+        return np.zeros(lost.shape[1])
+    mean, chance = lost.mean(0), lost.var(0) / (len(lost) - 1)
+    return np.asarray(mean * np.maximum(0.0, 1 - chance / np.maximum(mean**2, 1e-30)))
 
 
 def _store(node: ir.Node, codes: np.ndarray, names: Names) -> None:

@@ -8,18 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import TopologicalSortPass
 
 from edgeq.calibrate.gram import Gram
 from edgeq.collecting.shards import chosen
-from edgeq.collecting.streams import Stage, Stream
 from edgeq.data import Dataset
 from edgeq.errors import CalibrationError, RecipeError
 from edgeq.graph import io
 from edgeq.graph.edit import constant, static_shape
 from edgeq.graph.folding import matrix
 from edgeq.passes import equalize, smooth
-from edgeq.passes.bias_correct import correct, with_biases
+from edgeq.passes.bias_correct import correct, significant, with_biases, without_bias
+from edgeq.passes.side_by_side import side_by_side
 from edgeq.planning.plan import INTEGER, Plan
 from edgeq.planning.planner import plan
 from edgeq.recipe import Recipe
@@ -30,6 +29,8 @@ from edgeq.weights import awq
 
 SAMPLES = 32  # enough for means and extrema of channels, of which a sample of an image has thousands of values
 POSITIONS = 256  # windows of a convolution's input that a sample gives to its Gram matrix
+MEANS = 16  # samples of which each gives a layer's mean over positions, before and behind rounding
+LAYERS = ("Conv", "ConvTranspose", "Gemm")
 MOST_FEATURES = 3072  # its 75 MB are held for every layer at once
 
 
@@ -38,11 +39,15 @@ def before(
 ) -> Path:
     """Run the passes that come before the plan on the prepared model, in place; gives the file that now holds it.
 
-    Raises CalibrationError without data, RecipeError for a stateful model.
+    Raises CalibrationError for passes without data, RecipeError for passes with a stateful model or another method;
+    bias_correct, which recipes ask for by default, is left out there.
     """
-    if not recipe.passes:
+    if corrects(recipe) and without_bias(model):
+        path = _saved(with_biases(model), work / ".recovered.onnx")
+    asked = set(recipe.passes) - {"bias_correct"}
+    if not asked:
         return path
-    if recipe.state or not (recipe.method == "static" or (recipe.method, *recipe.passes) == ("weight_only", "smooth")):
+    if recipe.state or not (recipe.method == "static" or (recipe.method == "weight_only" and asked == {"smooth"})):
         raise RecipeError("passes repair static quantization of models without state, smooth weight_only's too")
     if data is None:
         raise CalibrationError("passes need data: give --calib")
@@ -54,13 +59,11 @@ def before(
     if "smooth" in recipe.passes:
         progress("smooth", 0, None)
         _smooth(model, path if path.exists() else _saved(model, path), target, recipe, samples)
-    if "bias_correct" in recipe.passes:
-        with_biases(model)
     return _saved(model, work / ".recovered.onnx")
 
 
 def _saved(model: ir.Model, path: Path) -> Path:
-    io.save(model, path)
+    io.save(model, path, beside=True)
     return path
 
 
@@ -193,38 +196,40 @@ def after(
     data: Dataset | None,
     work: Path,
     progress: Progress,
-) -> ir.Model:
-    """Run the passes that come behind the rewriting, in place."""
-    if "bias_correct" not in recipe.passes or data is None:
-        return quantized
-    integer = {n.name for n in made.nodes if n.decision == INTEGER and n.op in ("Conv", "Gemm")}
-    TopologicalSortPass()(quantized)
-    layers = [(i, n) for i, n in enumerate(quantized.graph, 1) if n.name in integer]
-    samples = chosen(data, recipe).take(SAMPLES)
-    values = {n.name: n.outputs[0].name or "" for n in io.load(prepared).graph if n.name in integer}
-    real: dict[str, list[np.ndarray]] = {}
-    for outputs in _runs(prepared, tuple(values.values()), samples):
-        for value in values.values():
-            real.setdefault(value, []).append(_means(outputs[value]))
-    stream = Stream(quantized, work / ".corrected", in_memory=True)
-    stream.start(samples)
-    for done, (cut, node) in enumerate(layers):
-        progress("correct", done, len(layers))
-        name = node.outputs[0].name or ""
-        stream.advance(Stage(name, cut, ()))
-        lost = np.array(real[values[node.name or ""]]) - [_means(x) for x in stream.each(name)]
-        by = _significant(lost)
-        correct(quantized, {node.name or "": by})
-        stream.change(name, lambda x, by=by: (x + by.reshape(1, -1, *[1] * (x.ndim - 2))).astype(x.dtype))  # type: ignore[misc]
-    return quantized
+) -> int:
+    """Run the passes that come behind the rewriting, in place. Gives how many layers had their bias corrected.
+
+    prepared: the file of the float model. Without data nothing can be measured, and nothing is done.
+    """
+    if data is None or not corrects(recipe):
+        return 0
+    source = io.load(prepared)
+    ours, theirs = ({node.name for node in model.graph} for model in (quantized, source))
+    layers = [n.name for n in made.nodes if n.decision == INTEGER and n.op in LAYERS and n.name in ours & theirs]
+    if not layers:
+        return 0
+    both, taps = side_by_side(source, quantized, layers)
+    path = prepared.with_name(".both.onnx")
+    io.save(both, path, beside=True)
+    del both, source
+    session, seen, rows = load("edgeq.runners", "cpu").open_session(path), [], 0
+    for feeds in chosen(data, recipe).take(MEANS):
+        progress("correct", min(rows, MEANS), MEANS)
+        means = {name: found.reshape(found.shape[:2]) for name, found in session.run(feeds).items() if found.size}
+        seen.append(means)
+        rows += max(map(len, means.values()), default=1)
+        if rows >= MEANS:
+            break
+    session.close()
+    shifts = {}
+    for name, (real, rounded) in taps.items():
+        lost = [m[real].astype(np.float64) - m[rounded] for m in seen if real in m]
+        if lost and np.isfinite(total := np.concatenate(lost)).all():
+            shifts[name] = significant(total)
+    correct(quantized, shifts)
+    return sum(bool(by.any()) for by in shifts.values())
 
 
-def _means(x: np.ndarray) -> np.ndarray:
-    """Of each channel of one sample, (C,)."""
-    return np.moveaxis(x, 1, 0).reshape(x.shape[1], -1).mean(1, dtype=np.float64)
-
-
-def _significant(lost: np.ndarray) -> np.ndarray:
-    """Mean over samples, (S, C) → (C,), shrunk by what of its square is chance: few samples must do no harm."""
-    mean, chance = lost.mean(0), lost.var(0) / max(len(lost) - 1, 1)
-    return mean * np.maximum(0.0, 1 - chance / np.maximum(mean**2, 1e-30))
+def corrects(recipe: Recipe) -> bool:
+    """Whether biases are to be corrected: of static models, without a state."""
+    return "bias_correct" in recipe.passes and recipe.method == "static" and not recipe.state

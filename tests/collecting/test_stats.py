@@ -85,17 +85,23 @@ def test_another_recipe_without_the_data(tmp_path):
         {}, {"calibrator": "percentile"}, {"calibrator": "minmax", "elementwise": "none"}, {"elementwise": "all"}
     ):  # fmt: skip
         seen = edgeq.quantize(model, "x86_64", data, tmp_path / "a", check=False, **asked)
-        unseen = edgeq.quantize(model, "x86_64", None, tmp_path / "b", stats=file, check=False, **asked)
-        assert seen.artifact.read_bytes() == unseen.artifact.read_bytes(), asked
-        assert unseen.report.calibration == seen.report.calibration | {"statistics": "s.npz"}
+        again = edgeq.quantize(model, "x86_64", data, tmp_path / "b", stats=file, check=False, **asked)
+        assert seen.artifact.read_bytes() == again.artifact.read_bytes(), asked
+        assert again.report.calibration == seen.report.calibration | {"statistics": "s.npz"}
+        bare = edgeq.quantize(model, "x86_64", data, tmp_path / "a", check=False, passes=(), **asked)
+        unseen = edgeq.quantize(model, "x86_64", None, tmp_path / "b", stats=file, check=False, passes=(), **asked)
+        assert bare.artifact.read_bytes() == unseen.artifact.read_bytes(), asked
+        assert not unseen.report.warnings
     assert unseen.report.verification is None
+    unseen = edgeq.quantize(model, "x86_64", None, tmp_path / "b", stats=file)
+    assert any("biases are not corrected" in line for line in unseen.report.warnings)
 
 
 def test_on_the_command_line(tmp_path):
     model = save(tmp_path, text(BODY), CONV)
     np.savez(tmp_path / "d.npz", x=draw(12, 4, 8, 8))
     found = []
-    for asked in (["--calib", "d.npz", "--save-stats", "s.npz"], ["--stats", "s.npz"]):
+    for asked in (["--calib", "d.npz", "--save-stats", "s.npz"], ["--stats", "s.npz", "--calib", "d.npz"]):
         command = [sys.executable, "-m", "edgeq", "quantize", str(model), "-o", "out", "--no-verify", *asked]
         subprocess.run(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, timeout=120)
         found.append((tmp_path / "out" / "model.onnx").read_bytes())

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgeq.passes.bias_correct import analytic, correct, with_biases
+from edgeq.passes.bias_correct import analytic, correct, significant, with_biases
 from tests.graph.written import draw
 from tests.passes.test_equalize import loaded, run, written
 
@@ -53,3 +53,14 @@ def test_every_layer_gets_a_bias():
     assert [len(n.inputs) for n in model.graph if n.op_type == "Conv"] == [3, 3]
     x = draw(2, 4, 8, 8)
     np.testing.assert_array_equal(run(ir.serde.serialize_model(model), x), run(proto, x))
+
+
+def test_what_may_be_chance_is_left_out():
+    rng = np.random.default_rng(0)
+    sure, noise = np.linspace(1, 3, 8), rng.normal(size=(16, 8))
+    np.testing.assert_allclose(significant(sure + 0.01 * noise), sure, atol=0.02)
+    assert np.abs(significant(noise - noise.mean(0))).max() == 0
+    drawn = rng.normal(size=(500, 16, 1))  # 500 channels, nothing but chance
+    plain, kept = drawn.mean(1), np.array([significant(x) for x in drawn])
+    assert (kept**2).mean() < (plain**2).mean() / 2
+    assert (significant(sure[None]) == 0).all()  # of one sample nothing tells

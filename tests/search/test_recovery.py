@@ -81,7 +81,32 @@ def test_bias_correction_takes_the_mean_error_out(tmp_path):
     for passes in ((), ("bias_correct",)):
         made = edgeq.quantize(path, per_tensor(), left, tmp_path / "out", recipe=Recipe(passes=passes), check=False)
         off[passes] = np.abs((answers(made.artifact, left) - answers(path, left)).mean((0, 2, 3))).max()
+        assert made.report.calibration.get("corrected") == (2 if passes else None)
     assert off["bias_correct",] < off[()] / 3
+
+
+@pytest.mark.parametrize("many", [1, 40])
+def test_a_batch_counts_as_its_rows(tmp_path, many):
+    """The mean of the first 16 rows, however they come."""
+    inits = {"w1": np.abs(draw(8, 4, 3, 3)), "w2": np.abs(draw(6, 8, 1, 1))}
+    path = save(tmp_path, text("a = Conv(x, w1) r = Relu(a) y = Conv(r, w2)"), inits)
+    rows = np.random.default_rng(0).uniform(0.5, 1.5, (40, 4, 8, 8)).astype(np.float32)
+    given = [{"x": rows[i : i + many]} for i in range(0, 40, many)]
+    made = edgeq.quantize(path, per_tensor(), given, tmp_path / "out", recipe=Recipe(samples=0), check=False)
+    head = rows[: max(many, 16)]
+    off = answers(made.artifact, [{"x": head}]) - answers(path, [{"x": head}])
+    bare = edgeq.quantize(path, per_tensor(), given, tmp_path / "o", recipe=Recipe(samples=0, passes=()), check=False)
+    before = answers(bare.artifact, [{"x": head}]) - answers(path, [{"x": head}])
+    assert np.abs(off.mean((0, 2, 3))).max() < np.abs(before.mean((0, 2, 3))).max() / 2
+
+
+@pytest.mark.parametrize("asked", [{"method": "dynamic"}, {"method": "weight_only"}, {"state": (("h", "s"),)}])
+def test_by_default_biases_are_corrected_where_that_is_possible(tmp_path, asked):
+    body = "m = MatMul(x, w) h = Add(m, s) y = Relu(h)"
+    path = save(tmp_path, text(body, "float[N,32] x, float[N,8] s", "float[N,8] y, float[N,8] h"), {"w": draw(32, 8)})
+    feeds = [{"x": draw(1, 32, seed=i), "s": draw(1, 8)} for i in range(4)]
+    made = edgeq.quantize(path, "x86_64", feeds, tmp_path / "out", recipe=Recipe(**asked), check=False)
+    assert "corrected" not in made.report.calibration
 
 
 @pytest.mark.parametrize(

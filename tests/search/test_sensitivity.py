@@ -37,7 +37,9 @@ def test_each_node_as_if_it_were_quantized_alone(tmp_path):
     assert anchors["Conv_0"].macs == 8 * 8 * 8 * 4 * 9  # free batch counted as 1
     for name, row in anchors.items():
         rules = (Override(float=True), Override(nodes=(name, "Relu_*"), float=False))
-        alone = edgeq.quantize(path, "generic", feeds, tmp_path / "one", recipe=Recipe(rule=rules), check=False)
+        alone = edgeq.quantize(
+            path, "generic", feeds, tmp_path / "one", recipe=Recipe(rule=rules, passes=()), check=False
+        )
         assert {n.name for n in alone.plan.nodes if n.decision == "integer"} == {name}
         assert row.error == pytest.approx(change(path, alone.artifact, feeds), rel=0.3)
 

@@ -1,0 +1,83 @@
+"""A float model and its quantized form in one graph, to compare layers one by one in a single run.
+
+    float:       x ── layer ──┬── … ── layer ──┬── …
+                              │                │
+    quantized:   x ── layer   └ Q, DQ … layer  └ Q, DQ … layer
+
+Every quantized layer is given what the float model's layers before it gave, through the quantized steps in between: so
+it shows its own error and that of those steps, and none that a layer before it made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+from onnx_ir.convenience import replace_all_uses_with
+from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
+
+from edgeq.graph.edit import MS_DOMAIN, Names, all_graphs, drop_unused_initializers, make_node
+
+POOLED = ("Conv", "ConvTranspose")
+WIDE = (ir.DataType.INT16, ir.DataType.UINT16)  # which onnxruntime's own operators take in models of any opset
+
+
+def side_by_side(real: ir.Model, quantized: ir.Model, layers: Sequence[str]) -> tuple[ir.Model, dict[str, list[str]]]:
+    """The two in one model, whose outputs are means of what these layers of both give.
+
+    real: is emptied. layers: names of Conv, ConvTranspose and Gemm nodes of both main graphs. Gives the model too, and
+    {layer: [its float output, its quantized output]}, each output a mean over positions: float32 (N, C, 1 …) or (N, C).
+    """
+    made = quantized.clone()
+    graph, names = made.graph, Names(made)
+    theirs = {node.name or "": node for node in real.graph}
+    inputs = {value.name: value for value in graph.inputs}
+    real.graph.outputs.clear()
+    graph.outputs.clear()
+    for value in list(real.graph.inputs):
+        replace_all_uses_with(value, inputs[value.name])
+        real.graph.initializers.pop(value.name, None)  # its default, which ours has too
+    real.graph.inputs.clear()
+    _move(real, graph, names)
+    ours = {node.name or "": node for node in graph}
+    found: dict[str, list[str]] = {}
+    for name in layers:
+        pair = theirs[name].outputs[0], ours[name].outputs[0]
+        replace_all_uses_with(pair[1], pair[0])
+        op = "GlobalAveragePool" if ours[name].op_type in POOLED else "Identity"
+        taps = [
+            make_node(op, [v], names.new(f"{v.name}_mean"), ir.DataType.FLOAT, None, name=names.new(f"{name}_mean"))
+            for v in pair
+        ]
+        graph.extend(taps)
+        graph.outputs.extend(tap.outputs[0] for tap in taps)
+        found[name] = [tap.outputs[0].name or "" for tap in taps]
+    for node in graph:
+        wide = any(v is not None and v.dtype in WIDE for v in (*node.inputs, *node.outputs))
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and wide:
+            node.domain = MS_DOMAIN
+            made.opset_imports[MS_DOMAIN] = 1
+    RemoveUnusedNodesPass()(made)
+    drop_unused_initializers(made)
+    TopologicalSortPass()(made)
+    return made, found
+
+
+def _move(source: ir.Model, into: ir.Graph, names: Names) -> None:
+    """All nodes and initializers of the main graph, under names that are free there."""
+    for graph in all_graphs(source):
+        home = into if graph is source.graph else graph
+        held = list(graph.initializers.values())
+        graph.initializers.clear()
+        for value in held:
+            value.name = names.new(value.name or "")
+            home.register_initializer(value)
+        inner = [] if graph is source.graph else list(graph.inputs)
+        for node in graph:
+            node.name = names.new(node.name or "")
+            inner += [value for value in node.outputs if value.name]
+        for value in inner:
+            value.name = names.new(value.name or "")
+    nodes = list(source.graph)
+    source.graph.remove(nodes)
+    into.extend(nodes)
