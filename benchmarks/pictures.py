@@ -7,6 +7,7 @@ glyphs   45 letters and digits in the typefaces of five font packages, 16×16, t
 
 from __future__ import annotations
 
+import os
 import string
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -32,7 +33,9 @@ def write(name: str, folder: Path) -> None:
         made = (training["input"], training["label"], held["input"], held["label"])
     else:
         made = (*glyphs(TRAINING, 0), *glyphs(EVALUATION, 1))
-    np.savez(folder / f"{name}.npz", **dict(zip(("x", "y", "held_x", "held_y"), made, strict=True)))
+    part = folder / f"{name}.{os.getpid()}.npz"
+    np.savez(part, **dict(zip(("x", "y", "held_x", "held_y"), made, strict=True)))
+    part.rename(folder / f"{name}.npz")  # two tasks of one set may draw it at once
 
 
 def glyphs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -72,7 +75,7 @@ def read(path: Path) -> tuple[Any, ...]:
         return tuple(torch.from_numpy(held[key]) for key in ("x", "y", "held_x", "held_y"))
 
 
-def batches(path: Path) -> Callable[[], Iterator[tuple[Any, Any]]]:
+def batches(path: Path, device: str = "cpu") -> Callable[[], Iterator[tuple[Any, Any]]]:
     """For `fit`: each call is a pass over the training pictures, moved and turned a little; the same for all rows."""
     import torch
 
@@ -85,16 +88,16 @@ def batches(path: Path) -> Callable[[], Iterator[tuple[Any, Any]]]:
     def once() -> Iterator[tuple[Any, Any]]:
         shuffled = torch.from_numpy(order.permutation(count))
         for index in shuffled[: count // BATCH * BATCH].view(-1, BATCH):
-            yield augment(pictures[index], generator), labels[index]
+            yield augment(pictures[index], generator).to(device), labels[index].to(device)
 
     return once
 
 
-def score(path: Path) -> Callable[[Any], float]:
+def score(path: Path, device: str = "cpu") -> Callable[[Any], float]:
     """For `fit`: accuracy over the pictures that choose an epoch; of equal ones the one with the least loss is best."""
     import torch
 
-    pictures, labels = (part[-VALIDATION[path.stem] :] for part in read(path)[:2])
+    pictures, labels = (part[-VALIDATION[path.stem] :].to(device) for part in read(path)[:2])
 
     def of(module: Any) -> float:
         logits = module(pictures)

@@ -112,7 +112,7 @@ def network(task: str) -> Any:
     return made
 
 
-def floats(task: str, folder: Path) -> Path:
+def floats(task: str, folder: Path, device: str) -> Path:
     """The float network as ONNX, and beside it its weights as torch has them and its pictures."""
     import onnx
     import torch
@@ -132,8 +132,10 @@ def floats(task: str, folder: Path) -> Path:
         made.load_state_dict(known, strict=False)
         path.write_bytes(DIGITS.read_bytes())
     else:
-        torch.set_num_threads(1)
-        fit(made, pictures.batches(held), pictures.score(held), Fit(epochs=PASSES[which][0], lr=4e-3))
+        _plain()
+        made = made.to(device)
+        fit(made, pictures.batches(held, device), pictures.score(held, device), Fit(epochs=PASSES[which][0], lr=4e-3))
+        made = made.cpu()
         export(made.eval(), (pictures.read(held)[0][:2],), path, dynamic={"x": [0]})
     torch.save(made.state_dict(), path.with_suffix(".pt"))
     return path
@@ -155,7 +157,7 @@ def rivalled(row: Row, source: Path, epochs: int) -> dict[str, Any]:
     return {"task": row.task, "row": row.name, "bytes": 0, **json.loads(ran.stdout.splitlines()[-1])}
 
 
-def trained(job: tuple[Row, Path, Path, int]) -> dict[str, Any]:
+def trained(job: tuple[Row, Path, Path, int, str]) -> dict[str, Any]:
     """Make the artifact of a row in `folder`; its accuracy, size and seconds."""
     import torch
 
@@ -171,17 +173,17 @@ def trained(job: tuple[Row, Path, Path, int]) -> dict[str, Any]:
     from edgeq.train.prune import sparsify
     from edgeq.train.qat import convert, copied, prepare_qat, with_bits
 
-    row, source, folder, epochs = job
+    row, source, folder, epochs, device = job
     if row.kind in PEERS:
         return rivalled(row, source, epochs)
-    torch.set_num_threads(1)
+    _plain()
     started = time.process_time()
     held = pictures_of(source)
-    batches, score = pictures.batches(held), pictures.score(held)
+    batches, score = pictures.batches(held, device), pictures.score(held, device)
     few = pictures.read(held)[0][:256].split(32)
     model = prepare(io.load(source), 21)
     io.to_memory(model)
-    teacher = TorchGraph(model).eval()
+    teacher = TorchGraph(model).eval().to(device)
     if row.share:
         smaller = prepare(io.load(source), 21)
         io.to_memory(smaller)
@@ -189,8 +191,8 @@ def trained(job: tuple[Row, Path, Path, int]) -> dict[str, Any]:
         module = TorchGraph(smaller)
         with torch.no_grad():
             normalize(module, normable(module), (module(batch) for batch in few))
-        fit(module, batches, score, Fit(epochs=epochs, lr=2e-3), teacher=teacher)
-        freeze(module)
+        fit(module.to(device), batches, score, Fit(epochs=epochs, lr=2e-3), teacher=teacher)
+        freeze(module.cpu())
         model = copied(module)
     linear = [n.name or "" for n in model.graph if n.op_type in ("Conv", "Gemm", "MatMul")]
     narrow, signs = row.bits != (8, 8), row.weight in ("ternary", "ttq", "binary")
@@ -211,7 +213,8 @@ def trained(job: tuple[Row, Path, Path, int]) -> dict[str, Any]:
     if row.kind != "PTQ":
         sums = [n.outputs[0].name or "" for n in model.graph if n.op_type == "Add"] if row.features else []
         chosen = settings(row.bits, epochs)
-        fit(qat, batches, score, chosen, teacher=teacher if row.teacher else None, features=sums)
+        fit(qat.to(device), batches, score, chosen, teacher=teacher if row.teacher else None, features=sums)
+        qat.cpu()
     path = folder / f"{row.task}-{re.sub(r'[ :,()]+', '-', row.name)}.onnx"
     edgeq.save(convert(qat), path)
     if apart := differing(qat, path):
@@ -220,6 +223,14 @@ def trained(job: tuple[Row, Path, Path, int]) -> dict[str, Any]:
         "task": row.task, "row": row.name, "accuracy": accuracy(path, held), "bytes": path.stat().st_size,
         "seconds": round(time.process_time() - started, 1), "path": str(path),
     }  # fmt: skip
+
+
+def _plain() -> None:
+    """One thread, and float32 that a GPU's kernels don't round to fewer bits."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def differing(qat: Any, path: Path) -> int:
@@ -249,20 +260,28 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--longer", type=float, default=1, help="so many times as many passes as a row has by default")
     parser.add_argument("--peers", action="store_true", help="also Brevitas and torchao, in environments of their own")
     parser.add_argument("--task", choices=TASKS, action="append")
-    parser.add_argument("--only", default="", help="rows whose name has this in it")
+    parser.add_argument("--only", action="append", help="rows whose name has this in it")
+    parser.add_argument("--device", default="cpu", help="torch's name of where to train")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="edgeq-training-") as name:
         folder = Path(name)
         chosen = args.task or TASKS[:2]
-        wanted = [row for task in chosen for row in rows(task, args.peers) if args.only in row.name]
+        wanted = [
+            row
+            for task in chosen
+            for row in rows(task, args.peers)
+            if any(part in row.name for part in args.only or [""])
+        ]
         for peer in {row.kind for row in wanted} & set(PEERS):
             ensure(peer)
         with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
             made = {}
-            sources = dict(zip(chosen, pool.starmap(floats, [(task, folder) for task in chosen]), strict=True))
+            sources = dict(
+                zip(chosen, pool.starmap(floats, [(task, folder, args.device) for task in chosen]), strict=True)
+            )
             epochs = {task: round(PASSES[task.partition("-")[0]][1] * args.longer) for task in chosen}
-            jobs = [(row, sources[row.task], folder, epochs[row.task]) for row in wanted]
+            jobs = [(row, sources[row.task], folder, epochs[row.task], args.device) for row in wanted]
             jobs.sort(key=lambda job: -job[0].share)  # the longest first
             for m in pool.imap_unordered(trained, jobs):
                 made[m["task"], m["row"]] = m
