@@ -9,7 +9,7 @@ from edgeq import registry
 from edgeq.calibrate import entropy
 from edgeq.calibrate.extrema import Extrema
 from edgeq.calibrate.histogram import Histogram
-from edgeq.calibrate.summary import Summary
+from edgeq.calibrate.summary import Mass, Summary
 from edgeq.errors import CalibrationError, RecipeError
 from edgeq.numerics import affine
 from edgeq.types import QSpec, Range
@@ -187,10 +187,48 @@ def test_divergences_equal_the_published_loop(levels):
     counts = np.histogram(rng.standard_t(2, 3000), 600, (-6, 6))[0]
     starts = rng.integers(0, 200, 40)
     stops = rng.integers(400, 601, 40)
+    starts[0], stops[0] = 0, 600
     got = entropy.divergences(counts.astype(float), starts, stops, levels)
     want = [plain_kl(counts, a, b, levels) for a, b in zip(starts, stops, strict=True)]
     np.testing.assert_allclose(got, want, atol=1e-6)
     assert np.ptp(want) > 1e-3
+
+
+def test_zeros_do_not_rule_the_shape():
+    mass = Mass(np.array([5.0, 7, 100, 3, 4]), np.arange(6.0), np.array([-2.5, -1.5, 0, 1.5, 2.5]), 1.0)
+    below, above = entropy._halves(mass)
+    assert (below.tolist(), above.tolist()) == ([7, 7, 5], [3, 3, 4])
+
+
+@pytest.mark.parametrize(("spec", "levels"), [
+    (QSpec("int4"), 8), (QSpec("uint4"), 8),
+    (QSpec("int4", symmetric=False), 16), (QSpec("uint4", symmetric=False), 16),
+])  # fmt: skip
+@pytest.mark.parametrize("tensor", ["normal", "laplace", "relu", "silu", "outliers"])
+def test_entropy_tries_every_threshold(tensor, spec, levels):
+    """The rules of the module's text, one candidate after the other."""
+    summary = summary_of(TENSORS[tensor])
+    mass, sides = summary.mass(), []
+    for counts in mass.sides():
+        counts = list(counts[: np.flatnonzero(counts).max(initial=-1) + 1])
+        if counts:
+            counts[0] = counts[1] if len(counts) > 1 else 0
+        sides.append(counts)
+    if spec.symmetric:
+        longest = max(map(len, sides))
+        both = [sum(part[i] for part in sides if i < len(part)) for i in range(longest)]
+        sides = [[], both]
+    width = mass.width
+    while sum(map(len, sides)) > 2 * levels:
+        sides, width = [[sum(part[i : i + 2]) for i in range(0, len(part), 2)] for part in sides], 2 * width
+    below, counts = len(sides[0]), np.array(sides[0][::-1] + sides[1])
+    costs = {}
+    for reach in range(1, max(map(len, sides)) + 1):
+        start, stop = max(below - reach, 0), min(below + reach, len(counts))
+        if stop - start >= levels:
+            costs[reach * width] = plain_kl(counts, start, stop, levels)
+    threshold, bounds = min(costs, key=costs.get), summary.bounds()
+    assert choose("entropy", summary, spec) == Range(max(bounds.lo, -threshold), min(bounds.hi, threshold))
 
 
 @pytest.mark.parametrize("tensor", ["laplace", "outliers", "normal", "silu"])

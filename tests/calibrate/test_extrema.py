@@ -136,3 +136,18 @@ def test_an_empty_sample_has_no_range_and_changes_nothing():
     assert e.update(np.empty((0, 3), np.float32)) == (np.inf, -np.inf)
     for key, value in e.state().items():
         np.testing.assert_array_equal(value, before[key])
+
+
+def test_means_of_what_is_near_count_each_range_once():
+    e = Extrema()
+    e.update_range(-1.0, 2.0, 2)
+    e.update_range(-3.0, 0.5, 2)
+    assert e.mean(near=True) == Range(-2.0, 1.25)
+    with pytest.raises(ValueError, match="values"):
+        e.update_range(-FAR, 1.0, 2)
+
+
+def test_the_first_far_value_is_far_alone():
+    e = of([-1.0, FAR])
+    assert (e.near_lo, e.near_hi) == (-1.0, -1.0)
+    assert e.far_count.sum() == 1

@@ -215,3 +215,26 @@ def test_onnx_nearest_by_decimal_rounding() -> None:
     for mode, way in ways.items():
         want = [min(max(int(Decimal(float(p)).to_integral_value(way)), 0), 4) for p in positions]
         assert onnx_nearest(positions, mode, 5).tolist() == want
+
+
+@settings(max_examples=50, deadline=None)
+@given(SEEDS, quants("uint8"), quants("uint8"))
+def test_concatenation_of_uint8_is_litert_s(seed, first, out) -> None:
+    """Its uint8 kernel takes inputs of any scale."""
+    rng = np.random.default_rng(seed)
+    x, y = codes(rng, (2, 3, 40), "uint8"), codes(rng, (2, 3, 40), "uint8")
+    want = run_op(
+        "CONCATENATION", [activation("x", x.shape, first), activation("y", y.shape, out)], {"x": x, "y": y},
+        activation("z", (4, 3, 40), out), {"axis": 0},
+    )  # fmt: skip
+    same(concatenation([x, y], ConcatParams((first, out), out, 0)), want)
+
+
+def test_a_resize_has_neither_flag_unless_told() -> None:
+    x = np.arange(12, dtype=np.int8).reshape(1, 3, 4, 1)
+    quant = Quant(0.5, 0, "int8")
+    want = run_op(
+        "RESIZE_BILINEAR", [activation("x", x.shape, quant), constant("s", np.int32([7, 9]))], {"x": x},
+        activation("y", (1, 7, 9, 1), quant), {"alignCorners": False, "halfPixelCenters": False},
+    )  # fmt: skip
+    same(resize_bilinear(x, ResizeParams((7, 9))), want)

@@ -1,12 +1,14 @@
 """Layer normalization in integers against float64."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeq.errors import ModelError
-from edgeq.intops.layer_norm import LayerNormParams, layer_norm, reciprocal_root
+from edgeq.intops.layer_norm import LayerNormParams, constants, layer_norm, reciprocal_root, reciprocal_root_table
 from edgeq.intops.quant import Quant
 from tests.intops.drawn import codes, quants
 
@@ -53,3 +55,39 @@ def test_what_integers_can_not_hold_is_refused(length, gamma, said):
             np.zeros((1, length), np.int8),
             LayerNormParams(Quant(0.1), np.full(length, gamma), np.zeros(length), Quant(0.1)),
         )
+
+
+def test_constants_are_rounded_to_the_nearest():
+    rng = np.random.default_rng(3)
+    gamma, beta = rng.normal(1, 0.5, 40), rng.normal(0, 1, 40)
+    params = LayerNormParams(Quant(0.05), gamma, beta, Quant(0.07, -3, "int8"))
+    found = constants(params)
+    scale = params.out.scale
+    assert found.q.tolist() == [round(Fraction(float(g) / scale) * 2**24) for g in gamma]
+    assert found.b.tolist() == [round(Fraction(float(b) / scale - 3) * 2**40) for b in beta]
+    table = reciprocal_root_table()
+    assert np.abs(table - 2.0**29 / np.sqrt((np.arange(64, 256) + 0.5) / 256)).max() <= 0.5
+
+
+def test_rows_are_of_the_last_axis():
+    rng = np.random.default_rng(4)
+    x = codes(rng, (2, 3, 16), "int8")
+    params = LayerNormParams(Quant(0.05), np.ones(16), np.zeros(16), Quant(0.02, 0, "int8"))
+    np.testing.assert_array_equal(layer_norm(x, params), layer_norm(x.reshape(6, 16), params).reshape(x.shape))
+
+
+def test_normal_values_are_rounded_and_not_cut():
+    """To steps of 2**-16, which are an eighth of a code under a gain of 2**13."""
+    rng = np.random.default_rng(5)
+    x = codes(rng, (64, 512), "int8")
+    params = LayerNormParams(Quant(0.5), np.full(512, 2.0**13), np.zeros(512), Quant(1.0, 0, "int16"), 1e-5)
+    real = 0.5 * x.astype(np.float64)
+    normal = (real - real.mean(-1, keepdims=True)) / np.sqrt(real.var(-1, keepdims=True) + 1e-5)
+    want = np.floor(np.floor(normal * 2**16 + 0.5) / 8 + 0.5)
+    assert np.mean(layer_norm(x, params) != want) < 0.001
+
+
+def test_one_bias_too_large_is_enough():
+    beta = np.array([0.0, 2.0**21])
+    with pytest.raises(ModelError, match="too large"):
+        constants(LayerNormParams(Quant(0.1), np.ones(2), beta, Quant(1.0)))

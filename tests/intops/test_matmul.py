@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from edgeq.errors import ModelError
 from edgeq.intops.fully_connected import FullyConnectedParams, fully_connected
 from edgeq.intops.matmul import MatMulParams, batch_matmul, exact_matmul, product_bound
-from edgeq.intops.quant import Quant
+from edgeq.intops.quant import Quant, check_int32
 from tests.intops.drawn import codes, quants
 from tests.intops.litert import activation, constant, run_op, same
 
@@ -120,3 +120,25 @@ def test_int16_fully_connected(seed: int, per_channel: bool) -> None:
         {"x": x}, activation("y", (3, 4), y_q), {},
     )  # fmt: skip
     same(fully_connected(x, w, bias, FullyConnectedParams(x_q, scale, y_q)), want)
+
+
+def test_fully_connected_keeps_all_dimensions_but_the_last() -> None:
+    rng = np.random.default_rng(6)
+    x, w = codes(rng, (2, 3, 5)), codes(rng, (4, 5))
+    params = FullyConnectedParams(Quant(0.1), np.float32([0.1]), Quant(0.5))
+    got = fully_connected(x, w, None, params)
+    assert got.shape == (2, 3, 4)
+    np.testing.assert_array_equal(got.reshape(6, 4), fully_connected(x.reshape(6, 5), w, None, params))
+
+
+@pytest.mark.parametrize(("sums", "worst"), [
+    ([-(2**31), 2**31 - 1], None), ([], None), ([-(2**31) - 1, 7], -(2**31) - 1), ([2**31, -9], 2**31),
+    ([2**31, -(2**33)], -(2**33)),
+])  # fmt: skip
+def test_int32_is_left_by_the_first_integer_beyond_it(sums: list[int], worst: int | None) -> None:
+    acc = np.array(sums, np.float64)
+    if worst is None:
+        check_int32(acc, "OP", 1e12)
+    else:
+        with pytest.raises(ModelError, match=f"OP: an accumulator reaches {worst},"):
+            check_int32(acc, "OP", 1e12)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from edgeq.errors import ModelError
 from edgeq.intops.pool import PoolParams, average_pool_2d, max_pool_2d
 from edgeq.intops.quant import Quant
-from edgeq.intops.windows import same_pads
+from edgeq.intops.windows import same_pads, taps
 from tests.intops.drawn import codes, quants
 from tests.intops.litert import activation, run_op, same
 
@@ -45,3 +45,15 @@ def test_pools(seed, size, kernel, strides, padding, data, dtype, fused) -> None
 def test_a_window_of_padding_alone_is_refused() -> None:
     with pytest.raises(ModelError, match="padding altogether"):
         average_pool_2d(np.zeros((1, 2, 2, 1), np.int8), PoolParams(Quant(1.0), (1, 1), pads=((1, 0), (0, 0))))
+
+
+def test_nothing_is_padded_unless_told() -> None:
+    x = np.arange(16, dtype=np.int8).reshape(1, 4, 4, 1)
+    quant = Quant(1.0, 0, "int8")
+    want = x.reshape(4, 4).reshape(2, 2, 2, 2).max(axis=(1, 3)).reshape(1, 2, 2, 1)
+    np.testing.assert_array_equal(max_pool_2d(x, PoolParams(quant, (2, 2), (2, 2))), want)
+
+
+def test_a_window_larger_than_the_picture_has_no_place() -> None:
+    x = np.zeros((1, 2, 5, 1), np.int8)
+    assert taps(x, (3, 3), (1, 1)).shape == (1, 0, 3, 3, 3, 1)

@@ -210,3 +210,54 @@ def test_weight_ranges_are_those_of_each_part(size):
     for i, b, j in np.ndindex(lo.shape):
         part = w[i, b * size : (b + 1) * size, j]
         assert (lo[i, b, j], hi[i, b, j]) == (min(part), max(part))
+
+
+@pytest.mark.parametrize(
+    ("axis", "scales", "shape"), [(0, 1, (4, 3)), (0, 4, (4, 3)), (1, 3, (4, 3)), (2, 5, (2, 3, 5))]
+)
+def test_integers_of_any_size_mean_what_onnx_says(axis, scales, shape):
+    rng = np.random.default_rng(axis)
+    q = rng.integers(-(2**31), 2**31, shape).astype(np.int32)
+    scale, zero = rng.uniform(0.1, 9, scales).astype(np.float32), np.zeros(scales, np.int32)
+    single = scales == 1
+    info = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("DequantizeLinear", ["q", "s"], ["y"], axis=axis)],
+        "dq",
+        [info("q", TensorProto.INT32, shape), info("s", 1, [] if single else [scales])],
+        [info("y", 1, shape)],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)])
+    (want,) = ReferenceEvaluator(model).run(None, {"q": q, "s": scale.reshape(()) if single else scale})
+    got = affine.dequantize_along(q, scale, zero, axis)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, want, rtol=2e-7)
+    np.testing.assert_array_equal(
+        affine.dequantize_along(q, scale, zero + 7, axis),
+        affine.dequantize_along(q.astype(np.int64) - 7, scale, zero, axis),
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_reach_is_what_the_outermost_codes_mean(dtype):
+    params = affine.qparams(-0.3, 1.1, QSpec(dtype, symmetric=False))
+    ends = (
+        np.array([np.iinfo(NUMPY[dtype]).min, np.iinfo(NUMPY[dtype]).max])
+        if dtype[-1] not in "42"
+        else np.array([ml_dtypes.iinfo(NUMPY[dtype]).min, ml_dtypes.iinfo(NUMPY[dtype]).max])
+    )
+    np.testing.assert_allclose(affine.reach(params), affine.dequantize(ends, params), rtol=1e-6)
+
+
+def test_within_leaves_a_scale_that_fits_exactly_or_can_not_fit():
+    exact = QParams(np.float32(0.5), np.int32(0), QSpec("int8"))
+    assert affine.within(exact, -64.0, 63.5).scale == np.float32(0.5)
+    assert affine.within(exact, 0.0, 1000.0).scale == np.float32(0.5)
+    assert affine.within(QParams(np.float32(1), np.int32(0), QSpec("int8")), -128.0, 63.5).scale == np.float32(0.5)
+
+
+def test_a_bias_overflows_from_the_first_integer_that_int32_lacks():
+    params = affine.bias_params(1.0, np.ones(4, np.float32))
+    codes, overflow = affine.quantize_bias(np.array([2.0**31 - 1, 2.0**31, -(2.0**31) + 1, -(2.0**31)]), params)
+    assert codes.tolist() == [2**31 - 1, 2**31 - 1, 1 - 2**31, 1 - 2**31]
+    assert overflow.tolist() == [False, True, False, True]

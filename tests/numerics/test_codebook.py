@@ -8,7 +8,8 @@ from onnx import helper, numpy_helper
 from sklearn.cluster import KMeans
 
 from edgeq.errors import ModelError, RecipeError
-from edgeq.numerics import codebook, pack
+from edgeq.numerics import affine, codebook, pack
+from edgeq.types import Coded, PerBlock, PerChannel, PerTensor, QSpec
 
 
 @given(st.integers(0, 1000), st.integers(1, 20))
@@ -94,3 +95,30 @@ def test_powers_of_two_are_as_many_as_the_bits_hold(bits):
     for wrong in (1, 9):
         with pytest.raises(RecipeError, match="choose 2 to 8"):
             codebook.powers_of_two(wrong)
+
+
+@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(1), PerBlock(0, 4)])
+@pytest.mark.parametrize("own", [False, True])
+def test_coded_weights_are_levels_times_scales(granularity, own):
+    """Each element by itself; `own`: every group has a row of levels."""
+    rng = np.random.default_rng(5)
+    spec = QSpec("uint4", symmetric=False, granularity=granularity)
+    data = rng.integers(0, 16, (10, 3)).astype(np.uint8)
+    parts = affine.params_shape(data.shape, granularity)
+    scale = np.asarray(rng.uniform(0.5, 2, parts), np.float32)
+    levels = rng.normal(size=(*(parts if own else ()), 16)).astype(np.float32)
+    got = codebook.real(Coded(data, levels, scale, spec, "shared"))
+    assert got.dtype == np.float32
+    for i, j in np.ndindex(*data.shape):
+        group = {PerTensor: (), PerChannel: (j,), PerBlock: (i // 4, j)}[type(granularity)]
+        assert got[i, j] == levels[group if own else ()][data[i, j]] * scale[group]
+
+
+@pytest.mark.parametrize("k", [5, 16, 40])
+def test_kmeans_stops_where_nothing_is_gained(k):
+    """Further iterations of scikit-learn's from our levels find no better ones; of more samples than cells."""
+    x = np.random.default_rng(k).standard_t(4, 6000)
+    levels = codebook.kmeans(x, k).astype(np.float64)
+    ours = np.square(x - levels[codebook.nearest(x, levels)]).sum()
+    further = KMeans(k, init=levels[:, None], n_init=1, max_iter=1000, tol=0).fit(x[:, None])
+    assert ours <= further.inertia_ * (1 + 1e-7)

@@ -161,3 +161,20 @@ def test_requantize_real_is_the_product_rounded_half_away(acc: int, m: float, ze
     assert got.dtype == np.int8
     assert got.tolist() == [min(max(rounded + zero_point, -100), 90)]
     assert fx.requantize_real(np.array([-5, 5, 3]), 0.5, 7, -128, 127).tolist() == [4, 10, 9]
+
+
+@pytest.mark.parametrize("shifts", [(0, 0, 0), (0, -1, -3), (-1, -2, -7)])
+def test_requantize_without_left_shifts_is_the_c_definition(shifts: tuple[int, int, int]) -> None:
+    """Ties of either sign among them, and multipliers from one half up, which are not shifted at all."""
+    rng = np.random.default_rng(1)
+    acc = np.concatenate([np.arange(-200, 200)[:, None].repeat(3, 1), rng.integers(-30000, 30000, (100, 3))])
+    q = np.array([1 << 30, 3 << 29, 2**31 - 1])
+    got = fx.requantize(acc.astype(np.int32), q, np.array(shifts), 5, -32768, 32767, dtype=np.int16)
+    assert got.tolist() == [
+        [double_c(int(x), int(m), s) + 5 for x, m, s in zip(row, q, shifts, strict=True)] for row in acc
+    ]
+
+
+def test_the_range_is_int32s() -> None:
+    assert np.iinfo(np.int32).min == fx.INT32_MIN
+    assert np.iinfo(np.int32).max == fx.INT32_MAX

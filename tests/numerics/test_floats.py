@@ -72,3 +72,17 @@ def test_scales(fmt):
     assert floats.scale_for(0.0, fmt) == 1
     with pytest.raises(CalibrationError, match="absolute maximum"):
         floats.scale_for(np.nan, fmt)
+
+
+@pytest.mark.parametrize("fmt", ["float8e4m3fn", "float4e2m1"])
+@pytest.mark.parametrize("exponent", [-20, -1, 0, 5])
+def test_a_power_of_two_is_its_own_scale(fmt, exponent):
+    reach = np.array([floats.greatest(fmt) * 2.0**exponent])
+    for power_of_two in (False, True):
+        np.testing.assert_array_equal(floats.scale_for(reach, fmt, power_of_two), np.float32([2.0**exponent]))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
+def test_one_bad_maximum_is_enough(bad):
+    with pytest.raises(CalibrationError, match="absolute maximum"):
+        floats.scale_for(np.array([1.0, bad, 2.0]), "float8e4m3fn")

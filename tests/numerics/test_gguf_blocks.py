@@ -173,3 +173,17 @@ def test_refuses_what_cannot_be_stored() -> None:
     with pytest.raises(RecipeError, match="Q4_K"):
         quantize(w, "Q4_X")
     assert quantize(np.zeros((0, 256), np.float32), "Q4_K").shape == (0, 144)
+
+
+def test_bits_are_the_file_formats() -> None:
+    """Bytes of a block by llama.cpp's ggml-common.h, over its weights."""
+    known = {
+        "Q4_0": 18 / 32,
+        "Q5_1": 24 / 32,
+        "Q8_0": 34 / 32,
+        "Q4_K": 144 / 256,
+        "Q6_K": 210 / 256,
+        "F32": 4.0,
+        "BF16": 2,
+    }
+    assert {kind: KINDS[kind].bits for kind in known} == {kind: 8 * size for kind, size in known.items()}

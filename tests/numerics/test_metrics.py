@@ -138,3 +138,24 @@ def test_slices_are_told_of_up_to_a_limit():
         drift = Drift((0,))
         drift.update(ref, ref)
         assert (0 in drift.slices) == (length <= metrics.MAX_SLICES)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0])
+def test_cosine_does_not_depend_on_length(size):
+    assert metrics.cosine(np.array([size, 0]), np.array([size, size])) == pytest.approx(0.5**0.5)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1, -2])
+def test_energies_of_slices_are_numpys(axis):
+    rng = np.random.default_rng(2)
+    ref, got = rng.normal(size=(2, 3, 4)), rng.normal(size=(2, 3, 4))
+    signal, noise = metrics.slice_energies(ref, got, axis)
+    np.testing.assert_allclose(signal, [np.sum(part**2) for part in np.moveaxis(ref, axis, 0)])
+    np.testing.assert_allclose(noise, [np.sum(part**2) for part in np.moveaxis(ref - got, axis, 0)])
+
+
+def test_a_slice_is_lost_down_to_a_millionth_of_the_largest():
+    ref = np.ones((3, 50))
+    ref[1], ref[2] = 2e-6, 0.5e-6
+    got = ref * [[1.0], [0.0], [0.0]]
+    assert [s.index for s in metrics.lost_slices(ref, got, (0,))] == [1]

@@ -121,3 +121,27 @@ def test_three_bits_come_back_by_the_function_of_the_file(dtype):
     (back,) = ReferenceEvaluator(onnx.parser.parse_function(three_bits.TEXT)).run(None, {"packed": packed}, {})
     half = np.stack([back & 15, back >> 4], -1).reshape(9, 64).T.astype(int)
     np.testing.assert_array_equal(half - 8, codes.astype(int) - (0 if spec.signed else 4))
+
+
+@pytest.mark.parametrize(("bits", "size"), [(4, 40), (2, 80), (8, 20)])
+def test_the_last_byte_is_needed(bits, size):
+    codes = (np.arange(size) % (1 << bits)).astype(np.uint8)
+    whole = pack.pack(codes, bits)
+    np.testing.assert_array_equal(pack.unpack(whole, f"uint{bits}", (size,)), codes)
+    with pytest.raises(ValueError, match="too few"):
+        pack.unpack(whole[:-1], f"uint{bits}", (size,))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "reduced", "held"),
+    [
+        ("int4", True, True),
+        ("uint4", True, True),
+        ("int4", False, False),
+        ("int8", True, False),
+        ("int2", False, False),
+    ],
+)
+def test_three_bits_hold_reduced_codes_of_four(dtype, reduced, held):
+    spec = QSpec(dtype, granularity=PerBlock(0, 16), reduce_range=reduced)
+    assert pack.holds_three_bits(spec) == held
