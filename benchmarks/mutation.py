@@ -108,10 +108,14 @@ def changes(node: ast.AST) -> Iterator[ast.AST]:
 def parts(node: ast.AST) -> Iterator[ast.AST]:
     """The node and all in it that is computed, but strings and errors."""
     yield node
+    sizes = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "reshape"
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list"):
             continue
         for child in value if isinstance(value, list) else [value]:
+            if sizes and isinstance(child, ast.UnaryOp) and ast.unparse(child) == "-1":
+                yield child  # and not its 1: numpy takes any negative size for the one to be found
+                continue
             if isinstance(child, ast.AST) and not isinstance(child, ast.Raise | ast.JoinedStr | ast.ImportFrom):
                 yield from parts(child)
 
