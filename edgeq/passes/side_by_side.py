@@ -36,7 +36,7 @@ def side_by_side(real: ir.Model, quantized: ir.Model, layers: Sequence[str]) -> 
     graph.outputs.clear()
     for value in list(real.graph.inputs):
         replace_all_uses_with(value, inputs[value.name])
-        real.graph.initializers.pop(value.name, None)  # its default, which ours has too
+        real.graph.initializers.pop(value.name or "", None)  # its default, which ours has too
     real.graph.inputs.clear()
     _move(real, graph, names)
     ours = {node.name or "": node for node in graph}
@@ -52,7 +52,7 @@ def side_by_side(real: ir.Model, quantized: ir.Model, layers: Sequence[str]) -> 
         graph.extend(taps)
         graph.outputs.extend(tap.outputs[0] for tap in taps)
         found[name] = [tap.outputs[0].name or "" for tap in taps]
-    for node in graph:
+    for node in graph.all_nodes():
         wide = any(v is not None and v.dtype in WIDE for v in (*node.inputs, *node.outputs))
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and wide:
             node.domain = MS_DOMAIN
