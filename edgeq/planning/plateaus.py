@@ -40,8 +40,8 @@ def limited(plan: Plan, model: ir.Model, summaries: Mapping[str, Summary]) -> di
         summary, seen = summaries.get(value.name), known.get(value.name)
         if summary is None or seen is None or members[value.group] > 1 or (value.everyone and seen.is_graph_output()):
             continue
-        readers = [u.node for u in seen.uses() if value.everyone or u.node.name in value.readers]
-        flat = _within(map(window, readers))
+        uses = [use for use in seen.uses() if value.everyone or use.node.name in value.readers]
+        flat = _within(window(use.node) if use.idx == 0 else EVERYWHERE for use in uses)
         if flat != EVERYWHERE:
             summary.settle()
             found[value.name] = replace(summary, flat=flat)
