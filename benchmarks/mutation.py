@@ -116,6 +116,8 @@ def parts(node: ast.AST) -> Iterator[ast.AST]:
             if sizes and isinstance(child, ast.UnaryOp) and ast.unparse(child) == "-1":
                 yield child  # and not its 1: numpy takes any negative size for the one to be found
                 continue
+            if isinstance(child, ast.keyword) and ast.unparse(child) == "copy=False":
+                continue  # numpy's word that a copy isn't needed: one has the same values
             if isinstance(child, ast.AST) and not isinstance(child, ast.Raise | ast.JoinedStr | ast.ImportFrom):
                 yield from parts(child)
 
