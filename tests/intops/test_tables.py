@@ -92,3 +92,89 @@ def test_tables_stay_within_half_a_step(code, function) -> None:
     got = OPS[code](x, TableParams(x_q, out)).astype(float)
     real = [function((int(v) - 11) * x_q.scale) / out.scale + out.zero_point for v in x]
     assert np.abs(got - np.clip(real, -128, 127)).max() <= 0.5001
+
+
+def pot_c(x: int, exponent: int) -> int:
+    """RoundingDivideByPOT for an exponent from 0 up, SaturatingRoundingMultiplyByPOT for one below."""
+    if exponent < 0:
+        return min(max(x << -exponent, -(2**31)), 2**31 - 1)
+    mask = (1 << exponent) - 1
+    return (x >> exponent) + ((x & mask) > (mask >> 1) + (x < 0))
+
+
+def high_mul_c(a: int, b: int) -> int:
+    """SaturatingRoundingDoublingHighMul, but for the one product that saturates."""
+    nudged = a * b + (2**30 if a * b >= 0 else 1 - 2**30)
+    return abs(nudged) // 2**31 * (1 if nudged >= 0 else -1)
+
+
+def exp_c(a: int) -> int:
+    """exp_on_negative_values of gemmlowp's fixedpoint.h with its published constants, for Q5.26."""
+    if a == 0:
+        return 2**31 - 1
+    quarter = 1 << 24
+    less = (a & (quarter - 1)) - quarter
+    x = pot_c(less, -5) + (1 << 28)
+    x2 = high_mul_c(x, x)
+    x3, x4 = high_mul_c(x2, x), high_mul_c(x2, x2)
+    tail = pot_c(high_mul_c(pot_c(x4, 2) + x3, 715827883) + x2, 1)
+    result = 1895147668 + high_mul_c(1895147668, x + tail)
+    barrel = (1672461947, 1302514674, 790015084, 290630308, 39332535, 720401, 242)
+    for exponent, factor in enumerate(barrel, -2):
+        if (less - a) & (1 << (26 + exponent)):
+            result = high_mul_c(result, factor)
+    return result
+
+
+def reciprocal_c(total: int) -> tuple[int, int]:
+    """GetReciprocal of TFLite's common.h for x_integer_digits = 12, with one_over_one_plus_x_for_x_in_0_1."""
+    leading = 32 - total.bit_length()
+    a = (total << leading) - (1 << 31)
+    half = (a + 2**31 - 1 + 1) // 2  # RoundingHalfSum of what is not negative
+    x = 1515870810 + high_mul_c(half, -1010580540)
+    for _ in range(3):
+        x = x + pot_c(high_mul_c(x, (1 << 29) - high_mul_c(half, x)), -2)
+    return pot_c(x, -1), 12 - leading
+
+
+def test_fixed_point_functions_are_gemmlowps() -> None:
+    rng = np.random.default_rng(0)
+    edges = [n * quarter + d for quarter in (1 << 24,) for n in (0, 1, 2, 4, 8, 16, 64, 127) for d in (0, 1, -1)]
+    a = -np.array([v for v in edges if v >= 0] + rng.integers(0, 2**31, 400).tolist() + [2**31 - 1])
+    assert sm.exp_on_negative_values(a).tolist() == [exp_c(int(v)) for v in a]
+    total = np.concatenate([2 ** np.arange(31), 2 ** np.arange(1, 31) - 1, rng.integers(1, 2**31, 300)])
+    m, bits = sm.reciprocal(total)
+    assert list(zip(m.tolist(), bits.tolist(), strict=True)) == [reciprocal_c(int(v)) for v in total]
+
+
+@pytest.mark.parametrize("scale", [2.0**-9, 0.011, 0.1, 0.5, 1.0, 3.1, 8.0, 31.9, 32.0, 100.0, 1e5])
+@pytest.mark.parametrize("beta", [1.0, 0.7])
+def test_exponentials_of_every_difference_are_tflites(scale, beta) -> None:
+    """PreprocessSoftmaxScaling and CalculateInputRadius, then the function above: 0 beyond what Q5.26 holds."""
+    real = min(beta * scale * 2.0**26, 2.0**31 - 1.0)
+    mantissa, shift = math.frexp(real)
+    q = math.floor(mantissa * 2**31 + 0.5)
+    if q == 2**31:
+        q, shift = 2**30, shift + 1
+    if shift > 30:  # QuantizeMultiplier saturates
+        q, shift = 2**31 - 1, 30
+    radius = math.floor(31.0 * 2**26 / 2.0**shift)
+    want = [exp_c(high_mul_c(-d << shift, q)) if d <= radius else 0 for d in range(256)]
+    assert sm.exp_table(scale, beta).tolist() == want
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_the_two_softmaxes_differ_as_litert_has_it(dtype) -> None:
+    """Flat rows, where the roundings differ: each arithmetic is that of its own kernels and not of the others."""
+    rng = np.random.default_rng(1)
+    x_q, x = Quant(2.0**-7, 3, dtype), codes(rng, (400, 7), dtype)
+    tensors = (
+        [activation("x", x.shape, x_q)],
+        {"x": x},
+        activation("y", x.shape, Quant(1 / 256, np.iinfo(dtype).min, dtype)),
+    )
+    fixed, table = (run_op("SOFTMAX", *tensors, {"beta": 1.0}, reference=r) for r in (True, False))
+    assert (fixed != table).any()
+    same(softmax(x, SoftmaxParams(x_q)), fixed)
+    same(softmax(x, SoftmaxParams(x_q, arithmetic="fixed")), fixed)
+    same(softmax(x, SoftmaxParams(x_q, arithmetic="table")), table)
