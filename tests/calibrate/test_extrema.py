@@ -1,3 +1,6 @@
+import itertools
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -151,3 +154,102 @@ def test_the_first_far_value_is_far_alone():
     e = of([-1.0, FAR])
     assert (e.near_lo, e.near_hi) == (-1.0, -1.0)
     assert e.far_count.sum() == 1
+
+
+EDGES = st.sampled_from([0.0, -0.0, 8191.9995, -8191.9995, FAR, -FAR, 16384.0, -16384.0, 64999.0, 65000.0, -65504.0])
+EDGES |= st.sampled_from([2.0**-149, -(2.0**-149), 512.0, -512.0, 1.0, np.nan, np.inf, -np.inf, 2.0**127, -3.4e38])
+
+
+def listed(batches):
+    """What the docstrings say of an accumulator, over plain lists of numbers."""
+    values = [float(v) for b in batches for v in np.ravel(b)]
+    finite = [[float(v) for v in np.ravel(b) if np.isfinite(v)] for b in batches]
+    near = [[v for v in b if abs(v) < 2**13] for b in finite]
+    far = [[[] for _ in range(115)] for _ in range(2)]
+    for v in itertools.chain(*finite):
+        if abs(v) >= 2**13:
+            far[v > 0][int(np.log2(abs(v))) - 13].append(abs(v))
+    sums = [sum(Fraction(f(b)) for b in part if b) * 2**149 for part in (finite, near) for f in (min, max)]
+    every = list(itertools.chain(*near))
+    counts = [len(values), sum(map(np.isnan, values)), values.count(-np.inf), values.count(np.inf)]
+    return {
+        "counts": [*counts, sum(map(bool, finite)), sum(map(bool, near))],
+        "near": [min(every, default=np.inf), max(every, default=-np.inf)],
+        "sums": sums,
+        "far_count": [[len(o) for o in side] for side in far],
+        "far_least": [[min(o, default=np.inf) for o in side] for side in far],
+        "far_greatest": [[max(o, default=0) for o in side] for side in far],
+    }
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(hnp.arrays(np.float32, st.integers(1, 6), elements=ANY | EDGES), min_size=1, max_size=4))
+def test_everything_kept_is_what_the_text_says(batches):
+    found, want = of(*batches).state(), listed(batches)
+    assert found["counts"][1:].tolist() == want["counts"]
+    assert found["near"].tolist() == want["near"]
+    assert [int(str(s), 16) for s in found["sums"]] == want["sums"]
+    for key in ("far_count", "far_least", "far_greatest"):
+        np.testing.assert_array_equal(found[key], want[key], err_msg=key)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(hnp.arrays(np.float32, st.integers(1, 6), elements=ANY | EDGES), min_size=1, max_size=4))
+def test_means_are_those_of_the_batches_extrema(batches):
+    finite = [[v for v in b if np.isfinite(v)] for b in batches]
+    for near in (False, True):
+        held = [[v for v in b if abs(v) < FAR or not near] for b in finite]
+        held = [b for b in held if b]
+        if held:
+            want = [sum(Fraction(float(f(b))) for b in held) / len(held) for f in (min, max)]
+            got = of(*batches).mean(near=near)
+            assert (got.lo, got.hi) == tuple(map(float, want))
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from([0.0, 1.0, -1.0, 511.0, 512.0, -512.0, 513.0, 8191.0])
+        | st.sampled_from([8192.0, 8208.0, -8192.0, -8191.0 * 16, -8192.0 * 16, 64999.0, 65000.0, -65504.0])
+        | st.sampled_from([65504.0, 1e6, -1e6, 16e6, -16e6, 15.9e6, -15.9e6, -3.4e38, 3.4e38, np.nan, -np.inf]),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_masks_are_what_lies_beyond_a_gap(values):
+    """The rule of `trim_masks` over the sorted values themselves, one after the other."""
+    x = np.array(values, np.float32)
+    finite = sorted((float(v) for v in x if np.isfinite(v)), key=abs)
+    if not finite:
+        return
+    cut, reach = len(finite), max((abs(v) for v in finite if abs(v) < 2**13), default=0.0)
+    for i, v in enumerate(finite):
+        if reach and abs(v) >= 2**13:
+            if abs(v) >= 16 * reach:
+                cut = i if not any(0 < w < 65000 for w in finite[i:]) else cut
+                break
+            reach = abs(v)
+    kept = finite[:cut]
+    assert trim_masks(of(x)) == (Range(min(kept), max(kept)), len(finite) - cut)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1, -2])
+def test_extrema_of_channels_are_of_finite_values_along_any_axis(axis):
+    x = RNG.normal(size=(3, 4)).astype(np.float32)
+    x[1, 2], x[0, 1], x[2, 0] = np.nan, np.inf, -np.inf
+    y = RNG.normal(size=x.shape).astype(np.float32)
+    e = of(x, y, axis=axis)
+    real = np.where(np.isfinite(x), x, np.nan)
+    other = 1 - axis % 2
+    np.testing.assert_array_equal(e.channel_lo, np.minimum(np.nanmin(real, axis=other), y.min(axis=other)))
+    np.testing.assert_array_equal(e.channel_hi, np.maximum(np.nanmax(real, axis=other), y.max(axis=other)))
+
+
+def test_a_merge_with_what_saw_nothing_keeps_the_channels():
+    e, none = of(RNG.normal(size=(2, 3)), axis=-1), Extrema(-1)
+    before = e.state()
+    e.merge(none)
+    none.merge(e)
+    for one in (e, none):
+        for key, value in before.items():
+            np.testing.assert_array_equal(one.state()[key], value, err_msg=key)

@@ -119,3 +119,55 @@ def test_a_far_extreme_that_the_sample_misses_has_a_bin(rest):
     assert mass.edges[0] == -8444.0
     assert sum(side.sum() for side in mass.sides()) == mass.counts.sum()
     assert mass.counts[0] == (rest == 0)  # with an infinity among them, the finite end is not told
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    hnp.arrays(np.float32, st.integers(1, 12), elements=st.floats(-3e4, 3e4, width=32) | st.just(8192.0) | SCALED),
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.booleans(),
+)
+def test_a_part_counts_by_its_weight_and_the_extrema_once(x, step, weight, odd):
+    """Near and far alike; the bins of each kind are those of everything that was counted."""
+    if odd:
+        x = np.concatenate([x, np.float32([np.nan, np.inf, -np.inf])])
+    part, real = x[::step], x[np.isfinite(x)]
+    lo, hi = (float(v) for v in (np.min(x), np.max(x)))
+    got = Histogram()
+    got.update(part, lo, hi, weight)
+    once = [] if weight == 1 else [lo, hi]
+    counted = np.array([*np.repeat(part, weight), *once], np.float32)
+    want, size = of(counted), np.abs(counted)
+    assert got.near.counts.sum() + got.far.counts.sum() == np.isfinite(counted).sum()
+    assert got.far.counts.sum() == ((size >= 2**13) & np.isfinite(size)).sum()
+    if not odd and np.abs(real).max() < 2**13:  # the width is then of all of x
+        want.near.widen(got.near.exponent)
+    same(got, want)
+
+
+@pytest.mark.parametrize("reach", [100.0, 8191.0, 8192.0, 3e4])
+def test_one_histogram_reaches_as_far_as_asked(reach):
+    x = np.array([1.0, -5.0, 100.0, -8191.0, 9000.0, -20000.0, 8192.0], np.float32)
+    h = of(x)
+    before = {k: v.copy() for k, v in h.state().items()}
+    bins = h.bins(reach)
+    members = x if reach >= 2**13 else x[np.abs(x) < 2**13]
+    assert bins.counts.sum() == len(members)
+    np.testing.assert_array_equal(bins.counts, by_fractions(bins, members))
+    if reach >= 2**13:
+        assert bins.exponent == 15
+    for key, value in h.state().items():
+        np.testing.assert_array_equal(value, before[key])
+
+
+@pytest.mark.parametrize("by", [0, 1, 5, 10, 11, 12, 40])
+def test_pairing_bins_is_counting_anew(by):
+    x = np.random.default_rng(by).uniform(-1, 1, 3000).astype(np.float32)
+    h = of(x).near
+    start = h.exponent
+    h.widen(start + by)
+    assert h.exponent == start + by
+    np.testing.assert_array_equal(h.counts, by_fractions(h, x))
+    h.widen(start - 3)  # never back
+    assert h.exponent == start + by

@@ -139,8 +139,8 @@ def reciprocal_c(total: int) -> tuple[int, int]:
 
 def test_fixed_point_functions_are_gemmlowps() -> None:
     rng = np.random.default_rng(0)
-    edges = [n * quarter + d for quarter in (1 << 24,) for n in (0, 1, 2, 4, 8, 16, 64, 127) for d in (0, 1, -1)]
-    a = -np.array([v for v in edges if v >= 0] + rng.integers(0, 2**31, 400).tolist() + [2**31 - 1])
+    edges = [max(n * 2**24 + d, 0) for n in (0, 1, 2, 4, 8, 16, 64, 127) for d in (0, 1, -1)]
+    a = -np.array([*edges, *rng.integers(0, 2**31, 400), 2**31 - 1])
     assert sm.exp_on_negative_values(a).tolist() == [exp_c(int(v)) for v in a]
     total = np.concatenate([2 ** np.arange(31), 2 ** np.arange(1, 31) - 1, rng.integers(1, 2**31, 300)])
     m, bits = sm.reciprocal(total)
@@ -165,9 +165,9 @@ def test_exponentials_of_every_difference_are_tflites(scale, beta) -> None:
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
 def test_the_two_softmaxes_differ_as_litert_has_it(dtype) -> None:
-    """Flat rows, where the roundings differ: each arithmetic is that of its own kernels and not of the others."""
+    """One code in 20,000 is another: each arithmetic is that of its own kernels and not of the others."""
     rng = np.random.default_rng(1)
-    x_q, x = Quant(2.0**-7, 3, dtype), codes(rng, (400, 7), dtype)
+    x_q, x = Quant(0.2, 3, dtype), codes(rng, (8000, 16), dtype)
     tensors = (
         [activation("x", x.shape, x_q)],
         {"x": x},

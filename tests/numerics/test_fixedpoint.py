@@ -178,3 +178,76 @@ def test_requantize_without_left_shifts_is_the_c_definition(shifts: tuple[int, i
 def test_the_range_is_int32s() -> None:
     assert np.iinfo(np.int32).min == fx.INT32_MIN
     assert np.iinfo(np.int32).max == fx.INT32_MAX
+
+
+@given(st.lists(st.integers(-(2**40), 2**40) | st.sampled_from([-(2**31) - 1, -(2**31), 2**31 - 1, 2**31]), min_size=1))
+def test_wrapping_is_that_of_a_register(xs: list[int]) -> None:
+    assert fx.wrap_int32(xs).tolist() == [int32(x) for x in xs]
+    assert fx.wrap_int32(xs).tolist() == np.array(xs, np.int64).astype(np.int32).tolist()
+
+
+@given(st.lists(INT32, min_size=1, max_size=6), st.data())
+def test_every_element_may_have_its_own_exponent(xs: list[int], data: st.DataObject) -> None:
+    shifts = data.draw(st.lists(st.integers(0, 31), min_size=len(xs), max_size=len(xs)))
+    assert fx.rounding_divide_by_pot(xs, shifts).tolist() == [divide_by_pot_c(*v) for v in zip(xs, shifts, strict=True)]
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(INT32, MANTISSA, SHIFT), min_size=1, max_size=6))
+def test_every_element_may_have_its_own_multiplier(rows: list[tuple[int, int, int]]) -> None:
+    x, q, shift = zip(*rows, strict=True)
+    assert fx.multiply(x, q, shift).tolist() == [double_c(*row) for row in rows]
+    single = [(v * m + 2 ** (30 - s)) >> (31 - s) for v, m, s in rows]
+    assert fx.multiply(x, q, shift, "single").tolist() == single
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**32), st.integers(-1, 1), st.booleans())
+def test_requantize_of_16_bits_per_channel_and_axis(seed: int, axis: int, whole: bool) -> None:
+    """64-bit accumulators, one multiplier for each index of the axis or one for all."""
+    rng = np.random.default_rng(seed)
+    acc = rng.integers(-(2**40), 2**40, (3, 4))
+    q, shift = fx.multiplier(2.0 ** rng.uniform(-31, -20, () if whole else acc.shape[axis]))
+    got = fx.requantize(acc, q, shift, -5, -32768, 32000, "int16x8", axis, np.int16)
+    assert got.dtype == np.int16
+    for index in np.ndindex(*acc.shape):
+        m, s = (int(v if whole else v[index[axis]]) for v in (q, shift))
+        q16 = min((m + 2**15) >> 16, 2**15 - 1)
+        assert got[index] == min(max(((int(acc[index]) * q16 + 2 ** (14 - s)) >> (15 - s)) - 5, -32768), 32000)
+
+
+@pytest.mark.parametrize("shift", [-31, -7, -1, 0, 1, 5])
+def test_requantize_has_every_bit_of_the_ends_of_int32(shift: int) -> None:
+    """One multiplier and one for each of two channels, at accumulators where 32 bits overflow."""
+    ends = [-(2**31), -(2**31) + 1, -(2**30), -3, -2, -1, 0, 1, 2, 3, 2**30, 2**31 - 2, 2**31 - 1]
+    acc = np.array([[v, v] for v in ends], np.int64)
+    lo, hi = -(2**31), 2**31 - 1
+    for q in (0, 1 << 30, 2**31 - 1, -(1 << 30)):
+        want = [[min(max(double_c(v, q, shift) + 1, lo), hi)] * 2 for v in ends]
+        assert fx.requantize(acc, q, shift, 1, lo, hi, dtype=np.int64).tolist() == want
+        both = fx.requantize(acc, np.array([q, 1 << 30]), np.array([shift, 0]), 1, lo, hi, dtype=np.int64)
+        assert both[:, 0].tolist() == [row[0] for row in want]
+        assert both[:, 1].tolist() == [double_c(v, 1 << 30, 0) + 1 for v in ends]
+
+
+@pytest.mark.parametrize("channels", [1, 7, 40_000])
+def test_rows_longer_than_what_is_done_at_a_time(channels: int) -> None:
+    acc = np.random.default_rng(channels).integers(-(2**20), 2**20, (80_000 // channels, channels)).astype(np.int32)
+    q, shift = fx.multiplier(0.0003)
+    got = fx.requantize(acc, np.full(channels, q), np.full(channels, shift), -3, -128, 127)
+    want = np.clip(fx.multiply(acc, q, shift) - 3, -128, 127)
+    np.testing.assert_array_equal(got, want)
+
+
+@given(st.floats(-(2.0**29), 2.0**29).filter(lambda m: abs(m) > 2.0**-31))
+def test_negative_multipliers_mirror_positive_ones(m: float) -> None:
+    (q, shift), (mirrored, same) = fx.multiplier(m), fx.multiplier(-m)
+    assert (q, shift) == (-mirrored, same)
+    assert fx.real_multiplier(q, shift) == pytest.approx(m, rel=2.0**-31)
+    assert fx.multiplier([m, -m])[0].dtype == fx.multiplier([m, -m])[1].dtype == np.int32
+
+
+def test_huge_and_tiny_multipliers_keep_their_sign_or_vanish() -> None:
+    q, shift = fx.multiplier([-(2.0**31), 2.0**30, 2.0**30 - 1, -(2.0**-40), 2.0**-32])
+    assert q.tolist() == [1 - 2**31, 2**31 - 1, 2**31 - 2, 0, 2**30]
+    assert shift.tolist() == [30, 30, 30, 0, -31]

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeq.errors import ModelError, RecipeError
-from edgeq.numerics.gguf import KINDS, dequantize, quantize
+from edgeq.numerics.gguf import KINDS, dequantize, importance, quantize
+from edgeq.types import Stats
 from tests.require import require
 
 PACKED = [k for k in KINDS if k not in ("F32", "F16", "BF16")]
@@ -187,3 +188,79 @@ def test_bits_are_the_file_formats() -> None:
         "BF16": 2,
     }
     assert {kind: KINDS[kind].bits for kind in known} == {kind: 8 * size for kind, size in known.items()}
+
+
+def edges(name: str) -> np.ndarray:
+    """Blocks of what comparisons and roundings of the C code turn on."""
+    rng = np.random.default_rng(13)
+    shape = (60, 512)
+    tiny = np.float32(1e-15)  # GROUP_MAX_EPS
+    near_tiny = np.array([tiny, np.nextafter(tiny, np.float32(0)), np.nextafter(tiny, np.float32(1)), 0, 1e-20])
+    table = {
+        "quarters": rng.integers(-64, 65, shape) / 4,  # ties of every rounding
+        "few levels": rng.choice([-2.0, -1, 0, 0.5, 1, 2], shape),  # trials as good as each other
+        "codes": rng.integers(-8, 8, shape),  # what 4 bits hold exactly
+        "ends": rng.choice([-1.0, 1.0], shape),
+        "one each": np.where(np.arange(512) % 32 == 7, rng.choice([-3.0, 5.0], shape), 0),
+        "the least": rng.choice(near_tiny, shape) * rng.choice([-1, 1], shape),
+        "the least alone": np.repeat(rng.choice(near_tiny, (60, 16)), 32, 1),
+        "zeros of both signs": rng.choice([0.0, -0.0, 1.0], shape, p=[0.45, 0.45, 0.1]),
+    }
+    return np.ascontiguousarray(table[name], np.float32)
+
+
+EDGES = ["quarters", "few levels", "codes", "ends", "one each", "the least", "the least alone", "zeros of both signs"]
+
+
+@pytest.mark.parametrize("kind", PACKED)
+@pytest.mark.parametrize("name", EDGES)
+def test_edges_equal_the_c_reference(ggml: ctypes.CDLL, kind: str, name: str) -> None:
+    w = edges(name)
+    got, want = quantize(w, kind), reference(ggml, w, kind)
+    if kind == "IQ4_NL":  # the reference leaves the codes of an all-zero block undefined
+        full = np.abs(w.reshape(-1, 32)).max(1) > 1e-15
+        got, want = got.reshape(-1, 18)[full], want.reshape(-1, 18)[full]
+    np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("kind", PACKED)
+@pytest.mark.parametrize("name", EDGES)
+def test_edges_equal_the_c_quantizer_with_importance(ggml: ctypes.CDLL, kind: str, name: str) -> None:
+    w = edges(name)
+    imatrix = np.random.default_rng(3).choice(np.float32([0, 0.25, 1, 4]), w.shape[1])
+    np.testing.assert_array_equal(quantize(w, kind, imatrix), file_quantizer(ggml, w, kind, imatrix))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -1.0])
+def test_one_bad_importance_is_enough(bad: float) -> None:
+    imatrix = np.ones(256, np.float32)
+    imatrix[77] = bad
+    with pytest.raises(ModelError, match="importance"):
+        quantize(np.ones((2, 256), np.float32), "Q4_K", imatrix)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_rows_are_as_one_by_one(kind: str) -> None:
+    """More weights than are done at a time, in rows that do not divide it, and rows longer than that."""
+    rng = np.random.default_rng(2)
+    for shape in ((90, 768), (2, 70_400 // 256 * 256)):
+        w = rng.standard_normal(shape).astype(np.float32)
+        data = quantize(w, kind)
+        some = [0, 1, len(w) // 2, len(w) - 1]
+        np.testing.assert_array_equal(data[some], quantize(w[some], kind))
+        np.testing.assert_array_equal(dequantize(data, kind)[some], dequantize(data[some], kind))
+
+
+def test_importance_is_the_mean_square_of_each_input() -> None:
+    x = np.random.default_rng(4).normal(size=(50, 7))
+    np.testing.assert_allclose(importance(Stats(x.T @ x, np.abs(x).mean(0), 50)), np.square(x).mean(0), rtol=1e-6)
+    assert importance(Stats(np.zeros((7, 7)), np.zeros(7), 0)).tolist() == [0.0] * 7
+
+
+@pytest.mark.parametrize("kind", PACKED)
+def test_values_too_large_for_the_scales_are_refused_in_any_row(kind: str) -> None:
+    w = np.ones((3, 256), np.float32)
+    quantize(w * np.float32(1000), kind)
+    w[2] = np.linspace(-1, 1, 256) * np.float32(3e9)
+    with pytest.raises(ModelError, match=r"3e\+09, beyond .*float16"):
+        quantize(w, kind)
