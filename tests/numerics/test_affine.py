@@ -261,3 +261,106 @@ def test_a_bias_overflows_from_the_first_integer_that_int32_lacks():
     codes, overflow = affine.quantize_bias(np.array([2.0**31 - 1, 2.0**31, -(2.0**31) + 1, -(2.0**31)]), params)
     assert codes.tolist() == [2**31 - 1, 2**31 - 1, 1 - 2**31, 1 - 2**31]
     assert overflow.tolist() == [False, True, False, True]
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(DTYPES),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([0.0, 1.0, -1.0, 127.0, -128.0, 255.0, 3.0, 6.0]) | st.floats(-1e3, 1e3, width=32),
+    st.sampled_from([0.0, 1.0, 127.0, 128.0, 255.0]) | st.floats(0, 1e3, width=32),
+)
+def test_parameters_are_the_formulas_exactly(dtype, symmetric, narrow, lo, width):
+    """The docstring's, one number at a time: a single value gets the power of two that makes it a code."""
+    spec = QSpec(dtype, symmetric, narrow=narrow)
+    hi = lo + width
+    got = affine.qparams(np.array([lo]), np.array([hi]), spec)
+    zero = 0 if spec.signed else (spec.qmax + 1) // 2
+    steps = spec.qmax - (zero if symmetric else spec.qmin)
+    low, high = min(lo, 0.0), max(hi, 0.0)
+    if lo == hi:
+        scale = abs(lo or 1.0) / 2 ** (len(f"{steps:b}") - 1)
+        low, high = (-scale * steps, 0.0) if lo < 0 else (0.0, scale * steps)
+    else:
+        scale = (max(-low, high) if symmetric else high - low) / steps
+    scale = np.float32(max(scale, affine.MIN_SCALE))
+    np.testing.assert_allclose(got.scale, [scale], rtol=1.2e-7)
+    if symmetric:
+        assert got.zero_point.tolist() == [zero]
+    else:
+        point = spec.qmin - low / float(got.scale[0])
+        assert abs(got.zero_point[0] - min(max(point, spec.qmin), spec.qmax)) <= 0.5 + 1e-9
+    assert got.zero_point.dtype == np.int32
+
+
+@pytest.mark.parametrize("dtype", ["int16", "uint16", "int32"])
+def test_wide_codes_are_exact(dtype):
+    """In integers: float32 alone holds no product of more than 24 bits, and int32 no difference of 33."""
+    spec = QSpec(dtype, symmetric=False)
+    zero = spec.qmin + 5
+    params = QParams(np.float32(1.0), np.int32(zero), spec)
+    q = np.array([spec.qmin, spec.qmin + 1, zero, zero + 2, spec.qmax - 1, spec.qmax]).astype(
+        affine.storage_dtype(dtype)
+    )
+    np.testing.assert_array_equal(affine.dequantize(q, params), [np.float32(int(v) - zero) for v in q])
+    small = np.array([-5.0, -4.0, 0, 2, 30000.0])
+    assert affine.quantize(small, params).tolist() == [int(v) + zero for v in small]
+
+
+def test_int32_codes_are_rounded_in_float64():
+    params = QParams(np.float32(0.5), np.int32(0), QSpec("int32"))
+    x = np.array([2.0**24 + 0.5, 2.0**29 + 0.25, -(2.0**29) - 0.75])
+    assert affine.quantize(x, params).tolist() == [2**25 + 1, 2**30, -(2**30) - 2]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2, -1, -2, -3])
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+def test_scales_lie_along_their_axis(axis, size):
+    """`expand` by an index of each element; a last block may be short."""
+    shape = (3, 4, 5)
+    for granularity in (PerChannel(axis), PerBlock(axis, size)):
+        parts = affine.params_shape(shape, granularity)
+        p = np.arange(np.prod(parts), dtype=np.float32).reshape(parts)
+        found = np.broadcast_to(affine.expand(p, shape, granularity), shape)
+        for index in np.ndindex(*shape):
+            at = list(index)
+            at[axis] //= size
+            assert found[index] == (p[tuple(at)] if isinstance(granularity, PerBlock) else p[index[axis]])
+
+
+@given(st.floats(2.0**-20, 2.0**20), st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=5))
+def test_the_least_weight_scale_leaves_half_of_int32(act_scale, bias):
+    least = affine.least_weight_scale(np.array(bias), act_scale).astype(np.float64)
+    codes = np.abs(bias) / np.where(least > 0, least, 1.0) / float(np.float32(act_scale))
+    held = least > 1e-37
+    np.testing.assert_allclose(codes[held], 2.0**30, rtol=1e-6)
+
+
+def test_a_bias_that_is_not_a_number_overflows():
+    params = affine.bias_params(2.0, np.float32([0.5, 0.5, 0.25]))
+    assert params.scale.tolist() == [1.0, 1.0, 0.5]
+    codes, overflow = affine.quantize_bias(np.array([np.nan, np.inf, 0.75]), params)
+    assert overflow.tolist() == [True, True, False]
+    assert codes.tolist() == [0, 2**31 - 1, 2]
+    assert affine.bias_params(2.0, np.float32(0.5)).scale.shape == ()
+    assert isinstance(affine.bias_params(2.0, np.float32(0.5)).spec.granularity, PerTensor)
+    assert params.spec.granularity == PerChannel(0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("granularity", [PerTensor(), PerChannel(0), PerBlock(1, 2), PerBlock(1, 3)])
+def test_one_value_that_is_not_finite_is_enough(bad, granularity):
+    w = np.ones((2, 4))
+    w[1, 3] = bad
+    with pytest.raises(ModelError, match="NaN or infinity"):
+        affine.weight_ranges(w, granularity)
+    lo, hi = np.zeros(3), np.ones(3)
+    for ends in (lo, hi):
+        ends[1] = bad
+        with pytest.raises(CalibrationError, match="range"):
+            affine.qparams(lo, hi, QSpec("int8"))
+        ends[1] = 0.5
+    hi[2] = -0.5
+    with pytest.raises(CalibrationError, match="minimum above"):
+        affine.qparams(lo, hi, QSpec("int8"))

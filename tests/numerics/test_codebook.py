@@ -1,8 +1,10 @@
+import itertools
+
 import gguf
 import numpy as np
 import onnxruntime as ort
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 from sklearn.cluster import KMeans
@@ -122,3 +124,91 @@ def test_kmeans_stops_where_nothing_is_gained(k):
     ours = np.square(x - levels[codebook.nearest(x, levels)]).sum()
     further = KMeans(k, init=levels[:, None], n_init=1, max_iter=1000, tol=0).fit(x[:, None])
     assert ours <= further.inertia_ * (1 + 1e-7)
+
+
+def best_loss(x, h, k):
+    """The least Σ h (x - level)² of k levels: over every way to cut the sorted samples in k runs."""
+    order = np.argsort(x)
+    x, h = x[order], h[order]
+    least = np.inf
+    for cuts in itertools.combinations(range(1, len(x)), k - 1):
+        runs = zip((0, *cuts), (*cuts, len(x)), strict=True)
+        loss = 0.0
+        for a, b in runs:
+            weight = h[a:b].sum()
+            mean = (h[a:b] * x[a:b]).sum() / weight if weight else 0.0
+            loss += (h[a:b] * (x[a:b] - mean) ** 2).sum()
+        least = min(least, loss)
+    return least
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(-20, 20), st.integers(0, 4)), min_size=1, max_size=9).filter(
+        lambda v: any(h for _, h in v)
+    ),
+    st.integers(1, 6),
+)
+def test_kmeans_of_few_samples_is_the_optimum(rows, k):
+    """Each sample is then a cell of its own, and dynamic programming finds the best runs, whatever the weights."""
+    x, h = (np.array(v, np.float64) for v in zip(*rows, strict=True))
+    levels = codebook.kmeans(x, k, h).astype(np.float64)
+    assert 1 <= len(levels) <= k
+    assert (np.diff(levels) > 0).all()
+    loss = (h * np.abs(x[:, None] - levels).min(1) ** 2).sum()
+    assert loss <= best_loss(x, h, min(k, len(x))) + 1e-4
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(-20, 20), min_size=2, max_size=9), st.integers(2, 5))
+def test_kept_zero_is_a_level_and_costs_no_more_than_it_must(xs, k):
+    """No worse than the best k - 1 levels with a 0 beside them."""
+    x = np.array(xs, np.float64)
+    levels = codebook.kmeans(x, k, keep_zero=True)
+    assert 0.0 in levels
+    assert len(levels) <= k
+    fewer = [codebook.kmeans(x, k - 1), codebook.kmeans(x, 1)]
+    loss = (np.abs(x[:, None] - levels).min(1) ** 2).sum()
+    assert loss <= max((np.abs(x[:, None] - np.append(f, 0.0)).min(1) ** 2).sum() for f in fewer) + 1e-4
+
+
+@pytest.mark.parametrize("count", [511, 512, 513, 3000])
+def test_cells_are_single_samples_until_there_are_many(count):
+    x = np.sort(np.random.default_rng(count).normal(size=count))
+    cuts = codebook._cells(x, np.ones(count))
+    assert (cuts[0], cuts[-1]) == (0, count)
+    assert (np.diff(cuts) > 0).all()
+    if count <= 512:
+        assert cuts.tolist() == list(range(count + 1))
+        return
+    assert len(cuts) <= 513
+    # The density of cells is the cube root of that of the samples: as many of them below any place.
+    grid = np.linspace(-3, 3, 20_001)
+    root = np.cumsum(np.exp(-grid * grid / 6))
+    inner = x[cuts[1:-1] - 1]
+    inner = inner[np.abs(inner) < 2]
+    share = np.interp(inner, grid, root / root[-1])
+    assert np.abs(np.diff(share)).max() < 0.03
+
+
+def test_kmeans_takes_as_many_levels_as_a_byte_holds():
+    x = np.random.default_rng(1).normal(size=4000)
+    assert len(codebook.kmeans(x, 256)) == 256
+    assert len(codebook.kmeans(x, 1)) == 1
+    assert codebook.kmeans(x, 1)[0] == pytest.approx(x.mean())
+    for wrong in (0, 257):
+        with pytest.raises(RecipeError, match="levels"):
+            codebook.kmeans(x, wrong)
+        with pytest.raises(RecipeError, match="levels"):
+            codebook.nearest(x, np.zeros(wrong, np.float32))
+    levels = np.arange(256, dtype=np.float32)
+    assert codebook.nearest(levels, levels).tolist() == list(range(256))
+    assert codebook.nearest(np.array([0.5, 1.5, 254.5, -9, 999]), levels).tolist() == [0, 1, 254, 0, 255]
+    assert codebook.nearest(np.array([3.0, -3.0]), np.float32([1.0])).tolist() == [0, 0]
+
+
+def test_more_iterations_are_never_worse():
+    x = np.random.default_rng(2).standard_t(3, 5000)
+    losses = [loss(x, codebook.kmeans(x, 12, iterations=n)) for n in (0, 1, 2, 5, 300)]
+    assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(losses))
+    assert losses[-1] < losses[0]

@@ -86,3 +86,38 @@ def test_a_power_of_two_is_its_own_scale(fmt, exponent):
 def test_one_bad_maximum_is_enough(bad):
     with pytest.raises(CalibrationError, match="absolute maximum"):
         floats.scale_for(np.array([1.0, bad, 2.0]), "float8e4m3fn")
+
+
+@pytest.mark.parametrize("fmt", ["float8e4m3fn", "float8e5m2"])
+def test_codes_of_eight_bits_are_the_types_bits(fmt):
+    """Sign, exponent and mantissa spelled out."""
+    exponent_bits, mantissa_bits, bias, _ = SHAPES[fmt]
+    values = floats.by_code(fmt)
+    finite = np.isfinite(values)
+    for code in np.flatnonzero(finite):
+        sign, rest = (-1 if code >> 7 else 1), code & 127
+        exponent, mantissa = rest >> mantissa_bits, rest % 2**mantissa_bits / 2**mantissa_bits
+        want = (1 + mantissa) * 2.0 ** (exponent - bias) if exponent else mantissa * 2.0 ** (1 - bias)
+        assert values[code] == sign * want
+    assert (~finite).sum() == (2 if fmt == "float8e4m3fn" else 8)
+    np.testing.assert_array_equal(floats.codes(values[finite], fmt), np.flatnonzero(finite))
+    assert exponent_bits + mantissa_bits == 7
+
+
+@pytest.mark.parametrize("fmt", floats.FORMATS)
+@given(st.floats(1e-30, 1e30), st.sampled_from([1.0, 0.5, 3.0]))
+def test_scales_are_the_reach_over_the_greatest(fmt, reach, factor):
+    """And the next power of two from there up, but not below the least scale."""
+    real = max(reach * factor / SHAPES[fmt][-1], 2.0**-63)
+    assert floats.scale_for(reach * factor, fmt) == np.float32(real)
+    power = float(floats.scale_for(reach * factor, fmt, power_of_two=True))
+    assert np.frexp(power)[0] == 0.5
+    assert power / 2 < real <= power
+
+
+def test_fake_quantized_values_are_of_the_scaled_grid():
+    x = np.random.default_rng(3).normal(scale=5, size=(4, 20)).astype(np.float32)
+    scale = np.float32([[0.5], [1.0], [2.0], [0.25]])
+    for fmt in floats.FORMATS:
+        want = by_arithmetic(x / scale, fmt) * scale
+        np.testing.assert_array_equal(floats.fake_quantize(x, scale, fmt), want.astype(np.float32))

@@ -159,3 +159,101 @@ def test_a_slice_is_lost_down_to_a_millionth_of_the_largest():
     ref[1], ref[2] = 2e-6, 0.5e-6
     got = ref * [[1.0], [0.0], [0.0]]
     assert [s.index for s in metrics.lost_slices(ref, got, (0,))] == [1]
+
+
+ODD = [0.0, 1.0, -1.0, 2.5, np.nan, np.inf, -np.inf]
+
+
+def by_hand(ref, got):
+    """Σ r², Σ e², Σ r e and max |e| by the module's rules, one element after the other."""
+    rr = ee = re = largest = 0.0
+    for r, g in zip(np.ravel(ref).tolist(), np.ravel(got).tolist(), strict=True):
+        same = r == g or (np.isnan(r) and np.isnan(g))
+        finite = np.isfinite(r) and np.isfinite(g)
+        error = 0.0 if same else g - r if finite else np.inf
+        r = r if np.isfinite(r) else 0.0
+        rr, ee, largest = rr + r * r, ee + error * error, max(largest, abs(error))
+        re += r * error if np.isfinite(error) else 0.0
+    return rr, ee, re, largest
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(ODD), min_size=6, max_size=6), min_size=2, max_size=4), st.booleans())
+def test_measures_are_their_formulas_on_any_mixture(rows, halves):
+    """Of streamed arrays, the last of them the other one's negative or a half, so that all signs of cosines come."""
+    parts = [np.array(r).reshape(2, 3) for r in rows]
+    ref, got = parts, [*parts[1:], parts[0] * (0.5 if halves else -1.0)]
+    drift = Drift()
+    for r, g in zip(ref, got, strict=True):
+        drift.update(r, g)
+    rr, ee, re, largest = by_hand(np.stack(ref), np.stack(got))
+    found = drift.result()
+    db = np.inf if ee == 0 else -np.inf if rr == 0 or np.isinf(ee) else 10 * np.log10(rr / ee)
+    length = rr + 2 * re + ee
+    cosine = 1.0 if ee == 0 else 0.0 if np.isinf(ee) or rr == 0 or length <= 0 else (rr + re) / (rr * length) ** 0.5
+    assert found.sqnr_db == pytest.approx(db)
+    assert found.cosine == pytest.approx(cosine)
+    assert found.max_abs == largest
+    assert found.count == 6 * len(rows)
+    whole = np.stack(ref), np.stack(got)
+    assert metrics.sqnr_db(*whole) == pytest.approx(db)
+    assert metrics.cosine(*whole) == pytest.approx(cosine)
+    assert metrics.max_abs(*whole) == largest
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, -1])
+def test_divergence_of_weights_along_any_axis(axis):
+    """Weights that do not sum to 1, zeros on either side, and a row of nothing."""
+    p = np.array([[0.0, 3, 1, 4], [0, 0, 0, 0], [2, 2, 0, 0], [1, 0, 0, 1]])
+    q = np.array([[5.0, 1, 1, 1], [1, 1, 1, 1], [1, 3, 0, 0], [0, 0, 0, 0]]) + (axis == 0)
+    rows = [(p.ravel(), q.ravel())] if axis is None else list(zip(*((p.T, q.T) if axis == 0 else (p, q)), strict=True))
+    want = [rel_entr(a / (a.sum() or 1), b / (b.sum() or 1)).sum() for a, b in rows]
+    np.testing.assert_allclose(metrics.kl_divergence(p, q, axis=axis), want[0] if axis is None else want, atol=1e-12)
+
+
+@pytest.mark.parametrize(("noise", "lost"), [(0.4999, False), (0.503, True), (1.0, True), (0.0, False)])
+def test_a_slice_is_lost_below_three_decibels(noise, lost):
+    """Half of the energy is 3.01 dB, and 3 dB are 50.1 % of it; the whole is fine in either case."""
+    ref = np.ones((2, 100))
+    ref[0] *= 1000
+    got = ref.copy()
+    got[1] += noise**0.5
+    db = -10 * np.log10(noise) if noise else np.inf
+    found = metrics.lost_slices(ref, got, (0,))
+    assert [(s.axis, s.index) for s in found] == ([(0, 1)] if lost else [])
+    assert all(s.sqnr_db == pytest.approx(db) for s in found)
+
+
+@pytest.mark.parametrize(("axes", "kept"), [
+    (None, {0, 1, 2}), ((0,), {0}), ((-1,), {2}), ((-3, 1), {0, 1}), ((3,), set()), ((-4,), set()), ((0, 7), {0}),
+])  # fmt: skip
+def test_axes_that_are_not_there_are_passed_over(axes, kept):
+    ref = RNG.normal(size=(2, 3, 4))
+    drift = Drift(axes)
+    drift.update(ref, ref + 1)
+    assert set(drift.slices) == kept
+    for axis, (signal, noise) in drift.slices.items():
+        others = tuple({0, 1, 2} - {axis})
+        np.testing.assert_allclose(signal, (ref**2).sum(others))
+        np.testing.assert_allclose(noise, np.full(ref.shape[axis], ref.size / ref.shape[axis]))
+
+
+def test_an_axis_of_one_has_no_slices_and_a_merge_with_nothing_keeps_all():
+    ref = RNG.normal(size=(1, 2))
+    drift, none = Drift(), Drift()
+    drift.update(ref, -ref)
+    assert set(drift.slices) == {1}
+    kept = drift.result(), {a: [v.tolist() for v in s] for a, s in drift.slices.items()}
+    drift.merge(none)
+    none.merge(drift)
+    for one in (drift, none):
+        assert one.updates == 1
+        assert (one.result(), {a: [v.tolist() for v in s] for a, s in one.slices.items()}) == kept
+
+
+def test_text_has_one_error_for_each_that_differs():
+    ref, got = np.array(["a", "b", "c"]), np.array(["a", "x", "y"])
+    assert metrics.max_abs(ref, got) == 1
+    assert metrics.sqnr_db(ref, got) == pytest.approx(10 * np.log10(3 / 2))
+    signal, noise = metrics.slice_energies(ref, got, 0)
+    assert (signal.tolist(), noise.tolist()) == ([1, 1, 1], [0, 1, 1])

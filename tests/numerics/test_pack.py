@@ -145,3 +145,66 @@ def test_the_last_byte_is_needed(bits, size):
 def test_three_bits_hold_reduced_codes_of_four(dtype, reduced, held):
     spec = QSpec(dtype, granularity=PerBlock(0, 16), reduce_range=reduced)
     assert pack.holds_three_bits(spec) == held
+
+
+def quantized(dtype, size, shape, axis=1, symmetric=True):
+    spec = QSpec(dtype, symmetric, PerBlock(axis, size))
+    rng = np.random.default_rng(5)
+    codes = rng.integers(spec.qmin, spec.qmax + 1, shape).astype(affine.storage_dtype(dtype))
+    parts = affine.params_shape(shape, spec.granularity)
+    zero = rng.integers(spec.qmin, spec.qmax + 1, parts) if not symmetric else np.full(parts, affine.middle(spec))
+    return QTensor(codes, QParams(rng.uniform(0.5, 2, parts).astype(np.float32), zero.astype(np.int32), spec))
+
+
+@pytest.mark.parametrize(("dtype", "size", "shape", "held"), [
+    ("int4", 16, (3, 64), True), ("int4", 8, (3, 64), False), ("int4", 24, (3, 48), False),
+    ("int4", 256, (3, 256), True), ("int4", 32, (2, 3, 32), False), ("int4", 32, (64,), False),
+    ("int2", 16, (3, 16), True), ("uint8", 16, (3, 16), True), ("int16", 16, (3, 16), False),
+])  # fmt: skip
+def test_what_the_kernel_takes(dtype, size, shape, held):
+    q = quantized(dtype, size, shape, axis=len(shape) - 1)
+    if held:
+        assert pack.to_matmul_nbits(q).block_size == size
+        return
+    with pytest.raises(RecipeError, match="MatMulNBits takes rank 2"):
+        pack.to_matmul_nbits(q)
+
+
+@pytest.mark.parametrize("dtype", ["int2", "uint2", "int4", "uint4", "int8", "uint8"])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("axis", [0, 1, -1, -2])
+def test_the_layout_bit_by_bit(dtype, symmetric, axis):
+    """Every code, scale and zero point where the operator's text puts it; what is padded is 0."""
+    shape = (40, 3) if axis % 2 == 0 else (3, 40)
+    q = quantized(dtype, 16, shape, axis, symmetric)
+    m, bits = pack.to_matmul_nbits(q), q.params.spec.bits
+    shift = 2 ** (bits - 1) - affine.middle(q.params.spec)
+    codes, scales, zeros = (v.T if axis % 2 == 0 else v for v in (q.data, q.params.scale, q.params.zero_point))
+    assert (m.k, m.n, m.bits, m.block_size) == (40, 3, bits, 16)
+    assert m.b.shape == (3, 3, 2 * bits)
+    np.testing.assert_array_equal(m.scales, scales)
+    mask, per = 2**bits - 1, 8 // bits
+    for n, k in np.ndindex(3, 48):
+        byte = int(m.b[n, k // 16, k % 16 // per])
+        want = int(codes[n, k]) + shift & mask if k < 40 else 0
+        assert byte >> k % per * bits & mask == want
+    assert (m.zero_points is None) == symmetric
+    if not symmetric:
+        assert m.zero_points.shape == (3, -(-3 * bits // 8))
+        for n, b in np.ndindex(3, 3):
+            assert int(m.zero_points[n, b // per]) >> b % per * bits & mask == int(zeros[n, b]) + shift & mask
+    back = pack.from_matmul_nbits(m)
+    assert back.params.spec == QSpec(f"uint{bits}", symmetric, PerBlock(1, 16))
+    np.testing.assert_array_equal(back.data.astype(int), codes.astype(int) + shift)
+    np.testing.assert_array_equal(back.params.zero_point, zeros + shift)
+
+
+def test_tiles_of_a_large_weight_meet():
+    """More codes than are packed at a time, in columns that do not divide them."""
+    q = quantized("uint4", 16, (1504, 701), axis=0)
+    some = [0, 347, 348, 349, 350, 696, 697, 698, 700]
+    part = QTensor(
+        np.ascontiguousarray(q.data[:, some]),
+        QParams(q.params.scale[:, some], q.params.zero_point[:, some], q.params.spec),
+    )
+    np.testing.assert_array_equal(pack.matmul_codes(q)[some], pack.matmul_codes(part))

@@ -36,3 +36,15 @@ def test_a_column_without_such_a_pair_is_summed_exactly(column, data):
     saturated = np.clip(products, -32768, 32767).sum()
     if not saturating_pairs(codes.astype(np.int8))[0]:
         assert saturated == products.sum()
+
+
+def test_every_column_is_counted_by_itself():
+    rng = np.random.default_rng(4)
+    for rows in (1, 2, 5, 8):
+        codes = rng.integers(-128, 128, (rows, 6)).astype(np.int8)
+        padded = np.concatenate([codes, np.zeros((rows % 2, 6), np.int8)]).astype(int)
+        want = []
+        for column in padded.T:
+            corners = [[a * u + b * v for a in (0, 255) for b in (0, 255)] for u, v in column.reshape(-1, 2)]
+            want.append(sum(max(c) > 32767 or min(c) < -32768 for c in corners))
+        assert saturating_pairs(codes).tolist() == want
