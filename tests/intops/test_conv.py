@@ -11,6 +11,7 @@ from edgeq.errors import ModelError
 from edgeq.intops.conv import ConvParams, conv_2d, depthwise_conv_2d, transpose_conv
 from edgeq.intops.quant import Quant
 from edgeq.intops.windows import same_pads
+from edgeq.numerics.fixedpoint import multiplier, requantize
 from tests.intops.drawn import codes, quants
 from tests.intops.litert import activation, constant, run_op, same
 
@@ -213,3 +214,110 @@ def test_the_rounding_is_really_double() -> None:
     scale = rng.uniform(1e-3, 4e-3, 32).astype(np.float32)
     results = [conv_2d(x, w, None, ConvParams(Quant(0.1), scale, Quant(0.1), rounding=r)) for r in ("double", "single")]
     assert 0 < np.count_nonzero(results[0] != results[1]) < results[0].size / 100
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.sampled_from(["CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV"]), st.booleans())
+def test_sums_are_exact_where_float32_is_not(seed, code, wide) -> None:
+    """Large products that cancel: int64 sums at each place, one multiplier of 1, so that every unit is seen."""
+    rng = np.random.default_rng(seed)
+    dtype = "int16" if wide else "int8"
+    x_q, out = Quant(1.0, 0 if wide else 5, dtype), Quant(1.0, 0, "int16")
+    n = 24
+    c = 1 if code == "DEPTHWISE_CONV_2D" else n
+    kernel = (n, 1) if code == "DEPTHWISE_CONV_2D" else (1, 1)
+    x = codes(rng, (1, kernel[0], 1, c), dtype)
+    weights = np.array([127] * (n // 2) + [-127] * (n // 2))
+    flat = x.reshape(-1).astype(np.int64) - x_q.zero_point
+    w = weights.reshape(1, *kernel, c).astype(np.int8)
+    total = int((flat * weights).sum())
+    bias = np.array([int(rng.integers(-100, 100)) - total], np.int64 if wide else np.int32)
+    params = ConvParams(x_q, np.float32(1.0), out, rounding="int16x8" if wide else "double")
+    if code == "TRANSPOSE_CONV":
+        got = transpose_conv(x, w, bias, params, (1, 1))
+    else:
+        got = (conv_2d if code == "CONV_2D" else depthwise_conv_2d)(x, w, bias, params)
+    assert got.tolist() == [[[[total + int(bias[0])]]]]
+
+
+def test_every_kind_of_convolution_reports_an_overflow() -> None:
+    """By its own name, from the first integer beyond int32."""
+    n = 66_000
+    x, params = np.full((1, n, 1, 1), 127, np.int8), ConvParams(Quant(1.0, -128), np.float32(1e-9), Quant(1.0))
+    w = np.full((1, n, 1, 1), 127, np.int8)
+    room = 2**31 - 1 - n * 127 * 255
+    held, beyond = np.array([room], np.int32), np.array([room + 1], np.int32)
+    assert depthwise_conv_2d(x, w, held, params).tolist() == [[[[2]]]]
+    with pytest.raises(ModelError, match="DEPTHWISE_CONV_2D: an accumulator reaches 2147483648"):
+        depthwise_conv_2d(x, w, beyond, params)
+    x, w = x.reshape(1, 1, 1, n), w.reshape(1, 1, 1, n)
+    assert transpose_conv(x, w, held, params, (1, 1)).tolist() == [[[[2]]]]
+    with pytest.raises(ModelError, match="TRANSPOSE_CONV: an accumulator reaches 2147483648"):
+        transpose_conv(x, w, beyond, params, (1, 1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.tuples(*[st.integers(1, 5)] * 2), KERNELS, PAIRS, PAIRS, st.integers(0, 255), st.integers(1, 3))
+def test_uint8_weights_have_a_zero_point_in_every_kind(
+    seed, size, kernel, strides, dilations, w_zero, multiple
+) -> None:
+    """Strides and dilations of their own along each axis, any pads: sums over taps one place at a time."""
+    rng = np.random.default_rng(seed)
+    pads = tuple(tuple(int(v) for v in rng.integers(0, 3, 2)) for _ in range(2))
+    size = tuple(max(n, (k - 1) * d + 1) for n, k, d in zip(size, kernel, dilations, strict=True))
+    c, x_q, out = 2, Quant(0.05, 99, "uint8"), Quant(0.3, 31, "uint8")
+    x, scale = codes(rng, (2, *size, c), "uint8"), np.float32(0.002)
+    params = ConvParams(x_q, scale, out, strides, pads, dilations, w_zero)
+    q, shift = multiplier(x_q.scale * float(scale) / out.scale)
+    whole = np.pad(x.astype(np.int64) - 99, ((0, 0), *pads, (0, 0)))
+    places = [
+        (n + sum(p) - (k - 1) * d - 1) // s + 1
+        for n, p, k, d, s in zip(size, pads, kernel, dilations, strides, strict=True)
+    ]
+
+    def summed(weights: np.ndarray, shared: bool) -> np.ndarray:
+        """weights: (KH, KW, C, O); shared: an output sums over all channels, else it sees its own alone."""
+        acc = np.zeros((2, *places, weights.shape[-1]), np.int64)
+        for i, j, a, b in np.ndindex(*places, *kernel):
+            seen = whole[:, i * strides[0] + a * dilations[0], j * strides[1] + b * dilations[1]]
+            acc[:, i, j] += seen @ weights[a, b] if shared else np.repeat(seen, multiple, -1) * weights[a, b, 0]
+        return requantize(acc, q, shift, 31, 0, 255, dtype=np.uint8)
+
+    w = codes(rng, (3, *kernel, c), "uint8")
+    same(conv_2d(x, w, None, params), summed(w.astype(np.int64).transpose(1, 2, 3, 0) - w_zero, True))
+    w = codes(rng, (1, *kernel, c * multiple), "uint8")
+    got = depthwise_conv_2d(x, w, None, params)
+    same(got, summed(w.astype(np.int64).reshape(*kernel, 1, -1) - w_zero, False))
+
+
+@settings(max_examples=60, deadline=None)
+@given(SEEDS, st.tuples(*[st.integers(1, 4)] * 2), KERNELS, PAIRS, st.integers(0, 255))
+def test_transposed_uint8_weights_are_laid_one_input_at_a_time(seed, size, kernel, strides, w_zero) -> None:
+    """With pads and sizes that cut at either side, or reach beyond what any input meets."""
+    rng = np.random.default_rng(seed)
+    full = [(n - 1) * s + k for n, s, k in zip(size, strides, kernel, strict=True)]
+    top, left = (int(rng.integers(0, k)) for k in kernel)
+    out_size = tuple(int(rng.integers(1, n + 3)) for n in full)
+    x_q, out = Quant(0.05, 99, "uint8"), Quant(0.3, 31, "uint8")
+    x, w = codes(rng, (2, *size, 2), "uint8"), codes(rng, (3, *kernel, 2), "uint8")
+    params = ConvParams(x_q, np.float32(0.002), out, strides, ((top, 0), (left, 0)), w_zero_point=w_zero)
+    acc = np.zeros((2, *out_size, 3), np.int64)
+    for i, j, a, b in np.ndindex(*size, *kernel):
+        row, column = i * strides[0] + a - top, j * strides[1] + b - left
+        if 0 <= row < out_size[0] and 0 <= column < out_size[1]:
+            acc[:, row, column] += (x[:, i, j].astype(np.int64) - 99) @ (w[:, a, b].astype(np.int64) - w_zero).T
+    q, shift = multiplier(x_q.scale * float(np.float32(0.002)) / out.scale)
+    same(transpose_conv(x, w, None, params, out_size), requantize(acc, q, shift, 31, 0, 255, dtype=np.uint8))
+
+
+def test_channels_and_groups_divide_or_are_refused() -> None:
+    params = ConvParams(Quant(1.0), np.float32(1), Quant(1.0))
+    for c, o, cg, fits in ((4, 4, 2, True), (4, 3, 2, False), (3, 2, 2, False), (6, 4, 3, True), (4, 4, 0, False)):
+        x, w = np.ones((1, 1, 1, c), np.int8), np.ones((o, 1, 1, cg), np.int8)
+        if fits:
+            assert conv_2d(x, w, None, params).tolist() == [[[[cg] * o]]]
+        else:
+            with pytest.raises(ModelError, match="do not divide into groups"):
+                conv_2d(x, w, None, params)
+    with pytest.raises(ModelError, match="not a multiple"):
+        depthwise_conv_2d(np.zeros((1, 1, 1, 0), np.int8), np.zeros((1, 1, 1, 2), np.int8), None, params)

@@ -14,9 +14,10 @@ from edgeq.intops import layout
 from edgeq.intops.concat import ConcatParams, concatenation
 from edgeq.intops.elementwise import OPS, BinaryParams, add, maximum
 from edgeq.intops.mean import ReduceParams, mean
-from edgeq.intops.quant import Quant
+from edgeq.intops.quant import Quant, clamp_range
 from edgeq.intops.requantize import QuantizeParams, dequantize, quantize
-from edgeq.intops.resize import ResizeParams, onnx_nearest, resize_bilinear, resize_nearest_neighbor
+from edgeq.intops.resize import ResizeParams, axis_bilinear, onnx_nearest, resize_bilinear, resize_nearest_neighbor
+from edgeq.numerics.fixedpoint import multiplier
 from tests.intops.drawn import codes, quants
 from tests.intops.litert import activation, constant, run_op, same
 
@@ -238,3 +239,124 @@ def test_a_resize_has_neither_flag_unless_told() -> None:
         activation("y", (1, 7, 9, 1), quant), {"alignCorners": False, "halfPixelCenters": False},
     )  # fmt: skip
     same(resize_bilinear(x, ResizeParams((7, 9))), want)
+
+
+@pytest.mark.parametrize(("dtype", "bits"), [("int8", 19), ("uint8", 19), ("int16", 14)])
+@pytest.mark.parametrize("larger", ["x", "y"])
+def test_sums_take_output_scales_above_a_bound(dtype, bits, larger) -> None:
+    """Of the larger input's: at 2**-19 (2**-14) the last multiplier would be 1."""
+    x = np.zeros(3, dtype)
+    sides = (Quant(1.0, 0, dtype), Quant(2.0**-30, 0, dtype))[:: 1 if larger == "x" else -1]
+    least = np.float32(2.0**-bits)
+    out = Quant(float(np.nextafter(least, np.float32(1))), 0, dtype)
+    assert OPS["ADD"](x, x, BinaryParams(*sides, out)).tolist() == [0, 0, 0]
+    for name in ("ADD", "SUB"):
+        with pytest.raises(ModelError, match=rf"above 2\*\*-{bits} of"):
+            OPS[name](x, x, BinaryParams(*sides, Quant(float(least), 0, dtype)))
+
+
+@pytest.mark.parametrize("code", ["MAXIMUM", "MINIMUM"])
+@pytest.mark.parametrize("odd", range(3))
+def test_a_maximum_of_other_quantizations_is_refused(code, odd) -> None:
+    x = np.zeros(3, np.int8)
+    for other in (Quant(2.0), Quant(1.0, 1)):
+        quants_ = [Quant(1.0)] * 3
+        quants_[odd] = other
+        with pytest.raises(ModelError, match=code):
+            OPS[code](x, x, BinaryParams(*quants_))
+
+
+@pytest.mark.parametrize(("dtype", "low", "high"), [("int8", -128, 127), ("uint8", 0, 255), ("int16", -32768, 32767)])
+def test_a_quantization_is_of_its_types_codes(dtype, low, high) -> None:
+    for zero in (low, high):
+        quant = Quant(0.1, zero, dtype)
+        assert (quant.lo, quant.hi, quant.scale) == (low, high, float(np.float32(0.1)))
+        x = np.array([low, zero, high]).astype(dtype)
+        assert quant.shifted(x).tolist() == [low - zero, 0, high - zero]
+        assert quant.shifted(x).dtype == np.int32
+    for bad in ((0.1, low - 1), (0.1, high + 1), (0.0, 0), (-0.1, 0), (np.nan, 0), (np.inf, 0)):
+        with pytest.raises(ModelError, match="not a quantization"):
+            Quant(*bad, dtype)
+
+
+@given(st.floats(2.0**-8, 2.0**4, width=32), st.integers(-128, 127))
+def test_bounds_are_quantized_half_away_from_zero_and_kept_in_range(scale, zero) -> None:
+    quant = Quant(scale, zero)
+    for low, high in ((None, None), (0.0, None), (0.0, 6.0), (-1.0, 1.0), (-0.5, 2.5)):
+        want = []
+        for bound in (low, high):
+            if bound is not None:
+                steps = Decimal(float(np.float32(bound) / np.float32(scale)))
+                bound = min(max(zero + int(steps.quantize(Decimal(1), ROUND_HALF_UP)), -(10**6)), 10**6)
+            want.append(bound)
+        got = clamp_range(low, high, quant)
+        assert got == (-128 if low is None else max(want[0], -128), 127 if high is None else min(want[1], 127))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 255, 256, 257, 1000, 70_000])
+@pytest.mark.parametrize("ratio", [2.0**-28, 0.01, 0.5, 1.0, 3.0, 200.0])
+def test_a_mean_folds_the_count_in_its_mantissa(count, ratio) -> None:
+    """QuantizedMeanOrSum of TFLite's reduce.h in unbounded integers."""
+    x = np.random.default_rng(count).integers(-128, 128, (2, count)).astype(np.int8)
+    x_q, out = Quant(ratio, 5), Quant(1.0, -7)
+    q, shift = (int(v) for v in multiplier(ratio))
+    k = 63 - (64 - count.bit_length())  # 63 - CountLeadingZeros
+    k = min(k, 32, 31 + shift)
+    m, shift = (q << k) // count, shift - k
+    got = mean(x, ReduceParams(x_q, out, (1,)))
+    assert got.shape == (2, 1)
+    for row, found in zip(x.astype(int), got[:, 0].tolist(), strict=True):
+        total = int((row - 5).sum()) << max(shift, 0)
+        high = (total * m + 2**30) >> 31
+        down = max(-shift, 0)
+        y = (high >> down) + ((high & (2**down - 1)) > ((2**down - 1) >> 1) + (high < 0))
+        assert found == min(max(y - 7, -128), 127)
+
+
+@pytest.mark.parametrize("axes", [(0,), (1, 2), (-1,), (-1, 0), (0, 1, 2)])
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_mean_is_numpys_to_two_roundings(axes, keep) -> None:
+    """The second one of halves at most: three quarters of a code."""
+    x = codes(np.random.default_rng(1), (3, 4, 5))
+    want = x.astype(float).mean(axes, keepdims=keep)
+    got = mean(x, ReduceParams(Quant(1.0), Quant(1.0), axes, keep))
+    assert got.shape == want.shape
+    assert np.abs(got - want).max() <= 0.75 + 1e-6
+
+
+def test_layout_defaults_and_edges() -> None:
+    x = np.arange(24, dtype=np.int8).reshape(2, 3, 4)
+    np.testing.assert_array_equal(layout.gather(x, np.array([1])), x[1:])
+    np.testing.assert_array_equal(layout.slice_(x, (1, 0, 2), (-1, 2, 1)), x[1:, :2, 2:3])
+    for short in (layout.slice_, lambda *a: layout.strided_slice(*a, (1, 1, 1))):
+        with pytest.raises(ValueError, match=r"shorter|longer"):
+            short(x, (0, 0, 0), (1, 1))
+    assert layout.pad(x, ((0, 1), (0, 0), (2, 0)), Quant(1.0, 9))[2, 0, 0] == 9
+
+
+def test_concatenation_is_along_the_last_axis_of_as_many_as_are_described() -> None:
+    x, quant = codes(np.random.default_rng(2), (2, 3)), Quant(0.5)
+    np.testing.assert_array_equal(concatenation([x, x], ConcatParams((quant, quant), quant)), np.concatenate([x, x], 1))
+    with pytest.raises(ValueError, match=r"shorter|longer"):
+        concatenation([x, x], ConcatParams((quant,), quant))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 30), st.sampled_from(["", "align", "half"]))
+def test_sources_of_a_resize_are_the_real_positions(n, out, flag) -> None:
+    """Within a 1024th and what its rounding of the scale adds over the length; nearest is exact."""
+    params = ResizeParams((out, 1), flag == "align", flag == "half")
+    lower, upper, weight = axis_bilinear(n, out, params)
+    i = np.arange(out)
+    if flag == "align" and out > 1:
+        real = i * (n - 1) / (out - 1)
+    else:
+        real = (i + 0.5) * n / out - 0.5 if flag == "half" else i * n / out
+    assert ((lower >= 0) & (lower <= upper) & (upper < n))[real < n - 1].all()
+    inside = (real >= 0) & (real <= n - 1)
+    assert np.abs(lower + weight / 1024 - real)[inside].max(initial=0) <= (0.5 * out + 1) / 1024
+    x = np.arange(n, dtype=np.int8).reshape(1, n, 1, 1)
+    got = resize_nearest_neighbor(x, params)[0, :, 0, 0]
+    source = real + 0.5 if flag == "align" else np.floor((i + 0.5) * n / out) if flag == "half" else real
+    sound = np.abs(source - np.rint(source)) > 1e-4 if flag != "half" else np.abs((i + 0.5) * n / out % 1 - 0.5) < 0.499
+    np.testing.assert_array_equal(got[sound], np.clip(np.floor(source), 0, n - 1)[sound])

@@ -1,5 +1,6 @@
 """Layer normalization in integers against float64."""
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -91,3 +92,62 @@ def test_one_bias_too_large_is_enough():
     beta = np.array([0.0, 2.0**21])
     with pytest.raises(ModelError, match="too large"):
         constants(LayerNormParams(Quant(0.1), np.ones(2), beta, Quant(1.0)))
+
+
+@pytest.mark.parametrize(("field", "held", "refused"), [
+    ("gamma", 2.0**14 - 2.0**-10, 2.0**14), ("gamma", -(2.0**14) + 2.0**-10, -(2.0**14)),
+    ("beta", 2.0**20 - 2.0**-10, 2.0**20), ("beta", -(2.0**20) + 2.0**-10, -(2.0**20)),
+    ("epsilon", 2.0**38 - 2.0**6, 2.0**38),
+])  # fmt: skip
+def test_constants_reach_as_far_as_their_integers(field, held, refused):
+    """|q| < 2^38, |b| < 2^60 and E < 2^40, of which a single one is enough; two features make N² four."""
+    for value, fits in ((held, True), (refused, False)):
+        gamma, beta, epsilon = np.array([1.0, 1.0]), np.array([0.0, 0.0]), 1e-5
+        if field == "epsilon":
+            epsilon = value
+        else:
+            {"gamma": gamma, "beta": beta}[field][1] = value
+        params = LayerNormParams(Quant(1.0), gamma, beta, Quant(1.0), epsilon)
+        if fits:
+            found = constants(params)
+            assert found.epsilon == max(1, round(Fraction(epsilon) * 4))
+            assert found.q.tolist() == [round(Fraction(float(g)) * 2**24) for g in gamma]
+            assert found.b.tolist() == [round(Fraction(float(b)) * 2**40) for b in beta]
+        else:
+            with pytest.raises(ModelError, match="too large"):
+                constants(params)
+
+
+@pytest.mark.parametrize("length", [4096, 4097])
+def test_rows_are_summed_up_to_a_length(length):
+    params = LayerNormParams(Quant(0.1), np.ones(length), np.zeros(length), Quant(0.1))
+    if length <= 4096:
+        assert constants(params).epsilon == round(Fraction(1e-5) * length**2 / Fraction(params.x.scale) ** 2)
+    else:
+        with pytest.raises(ModelError, match="4097 features"):
+            constants(params)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_every_step_is_the_texts_in_unbounded_integers(dtype):
+    """D, W, 1/sqrt(W) from the exact root, n rounded half up and y, for rows near and far from constant."""
+    rng = np.random.default_rng(7)
+    low = int(np.iinfo(dtype).min)
+    rows = [
+        rng.integers(low, low + 256, 24),
+        np.full(24, low + 200),
+        low + 7 + (np.arange(24) == 5),
+        low + rng.integers(0, 2, 24),
+    ]
+    x = np.array(rows).astype(dtype)
+    params = LayerNormParams(
+        Quant(0.03, low + 90, dtype), rng.normal(1, 0.5, 24), rng.normal(0, 1, 24), Quant(0.02, low + 128, dtype)
+    )
+    k, got = constants(params), layer_norm(x, params)
+    for row, found in zip(x.astype(int).tolist(), got.astype(int), strict=True):
+        c, total = [v - low for v in row], sum(row) - 24 * low
+        w = 24 * sum(v * v for v in c) - total**2 + k.epsilon
+        for i, v in enumerate(c):
+            normal = math.floor((24 * v - total) * 2**16 / math.sqrt(w) + 0.5)
+            y = (normal * int(k.q[i]) + int(k.b[i]) + 2**39) >> 40
+            assert found[i] == min(max(y, params.out.lo), params.out.hi)

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgeq.errors import ModelError
-from edgeq.intops.fully_connected import FullyConnectedParams, fully_connected
-from edgeq.intops.matmul import MatMulParams, batch_matmul, exact_matmul, product_bound
+from edgeq.intops.fully_connected import FullyConnectedParams, add_bias, fully_connected
+from edgeq.intops.matmul import MatMulParams, batch_matmul, exact_matmul, exact_type, largest, product_bound
 from edgeq.intops.quant import Quant, check_int32
+from edgeq.numerics.fixedpoint import multiplier, requantize
 from tests.intops.drawn import codes, quants
 from tests.intops.litert import activation, constant, run_op, same
 
@@ -142,3 +143,75 @@ def test_int32_is_left_by_the_first_integer_beyond_it(sums: list[int], worst: in
     else:
         with pytest.raises(ModelError, match=f"OP: an accumulator reaches {worst},"):
             check_int32(acc, "OP", 1e12)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("shapes", [((4, 5), (5, 3)), ((2, 1, 4, 5), (3, 5, 2)), ((1, 7), (2, 7, 1))])
+def test_batch_matmul_broadcasts_and_takes_any_zero_point(dtype: str, shapes: tuple[tuple[int, ...], ...]) -> None:
+    """Sums in int64, and the multiplier as a mantissa and a shift: by `requantize`, which tests of its own hold."""
+    rng = np.random.default_rng(3)
+    low = int(np.iinfo(dtype).min)
+    x_q, y_q, out = Quant(0.1, low + 3, dtype), Quant(0.07, low + 200, dtype), Quant(1.3, low + 100, dtype)
+    x, y = codes(rng, shapes[0], dtype), codes(rng, shapes[1], dtype)
+    acc = np.matmul(x.astype(np.int64) - x_q.zero_point, y.astype(np.int64) - y_q.zero_point)
+    q, shift = multiplier(x_q.scale * y_q.scale / out.scale)
+    want = requantize(acc, q, shift, out.zero_point, out.lo, out.hi, dtype=dtype)
+    same(batch_matmul(x, y, MatMulParams(x_q, y_q, out)), want)
+    turned = np.ascontiguousarray(np.swapaxes(x, -1, -2)), np.ascontiguousarray(np.swapaxes(y, -1, -2))
+    same(batch_matmul(*turned, MatMulParams(x_q, y_q, out, True, True)), want)
+
+
+def test_batch_matmul_reports_what_int32_can_not_hold() -> None:
+    """133,144 products of 127 squared are the last that it can."""
+    x = np.full((1, 133_145), 127, np.int8)
+    params = MatMulParams(Quant(1.0), Quant(1.0), Quant(1e9))
+    assert batch_matmul(x[:, 1:], x[:, 1:].T, params).tolist() == [[2]]
+    with pytest.raises(ModelError, match=f"BATCH_MATMUL: an accumulator reaches {133_145 * 127**2}"):
+        batch_matmul(x, x.T, params)
+
+
+@pytest.mark.parametrize(("array", "most"), [([], 0), ([-5, 3], 5), ([-5, 9], 9), ([-128], 128), ([7, 9], 9), ([0], 0)])
+def test_the_largest_is_of_either_sign(array: list[int], most: int) -> None:
+    x = np.array(array, np.int8)
+    assert largest(x) == most
+    assert product_bound(x[None], np.zeros((len(array), 0), np.int8)) == 0
+    assert product_bound(x[None], np.array([[1, -3]] * len(array), np.int8).reshape(-1, 2)) == most * 3 * len(array)
+
+
+@pytest.mark.parametrize(("bound", "found"), [
+    (0.0, np.float32), (2.0**24 - 1, np.float32), (2.0**24, np.float64), (2.0**53 - 1, np.float64), (2.0**53, None),
+])  # fmt: skip
+def test_integers_are_exact_below_two_to_the_mantissa(bound: float, found: type | None) -> None:
+    if found is None:
+        with pytest.raises(ValueError, match="not exact"):
+            exact_type(bound)
+        return
+    assert exact_type(bound) is found
+    assert int(found(bound)) == int(bound)
+
+
+def test_a_bias_counts_towards_the_type_and_the_overflow() -> None:
+    """A sum that float32 holds and a bias that it does not: 2**24 + 1."""
+    acc, bias = np.array([[1.0, 2.0]], np.float32), np.array([2**24, -(2**24) - 1], np.int32)
+    got = add_bias(acc, bias, "OP", 2.0, False)
+    assert got.astype(np.int64).tolist() == [[2**24 + 1, 1 - 2**24]]
+    for wide in (False, True):
+        assert add_bias(acc, None, "OP", 2.0, wide) is acc
+        assert add_bias(acc, np.zeros(0, np.int32), "OP", 2.0, wide) is acc
+    top = np.array([2**31 - 1, 0])
+    assert add_bias(acc, top, "OP", 2.0, True)[0, 0] == 2**31
+    with pytest.raises(ModelError, match="OP: an accumulator reaches 2147483648"):
+        add_bias(acc, top, "OP", 2.0, False)
+
+
+@pytest.mark.parametrize("rounding", ["double", "single", "half_even"])
+def test_fully_connected_by_mantissa_and_shift(rounding: str) -> None:
+    rng = np.random.default_rng(8)
+    x, w, bias = codes(rng, (5, 9)), codes(rng, (4, 9)), rng.integers(-900, 900, 4).astype(np.int32)
+    x_q, out, scale = Quant(0.1, 5), Quant(0.9, -7), np.float32([0.01, 0.02, 0.03, 0.04])
+    acc = (x.astype(np.int64) - 5) @ w.astype(np.int64).T + bias
+    q, shift = multiplier(np.array([x_q.scale * float(s) / out.scale for s in scale]))
+    want = requantize(acc, q, shift, -7, -128, 127, rounding)
+    same(fully_connected(x, w, bias, FullyConnectedParams(x_q, scale, out, rounding=rounding)), want)
+    one = fully_connected(x, w, bias, FullyConnectedParams(x_q, scale[:1], out, rounding=rounding))
+    same(one, fully_connected(x, w, bias, FullyConnectedParams(x_q, np.float32(0.01), out, rounding=rounding)))

@@ -178,3 +178,71 @@ def test_the_two_softmaxes_differ_as_litert_has_it(dtype) -> None:
     same(softmax(x, SoftmaxParams(x_q)), fixed)
     same(softmax(x, SoftmaxParams(x_q, arithmetic="fixed")), fixed)
     same(softmax(x, SoftmaxParams(x_q, arithmetic="table")), table)
+
+
+def hard_swish_c(code: int, x: Quant, out: Quant) -> int:
+    """HardSwish of TFLite's reference/hard_swish.h for one code, with the multipliers of its Prepare."""
+
+    def int16(v: int) -> int:
+        return min(max(v, -(2**15)), 2**15 - 1)
+
+    def scale16(m: np.float32) -> tuple[int, int]:
+        mantissa, exponent = math.frexp(float(m))
+        q = math.floor(mantissa * 2**31 + 0.5)
+        if q == 2**31:
+            q, exponent = 2**30, exponent + 1
+        if exponent < -31:
+            q, exponent = 0, 0
+        return (2**15 - 1 if q >= 2**31 - 1 - 2**15 else (q + 2**15) >> 16), exponent
+
+    def high_mul16(a: int, b: int) -> int:
+        nudged = a * b + (2**14 if a * b >= 0 else 1 - 2**14)
+        return int16(abs(nudged) // 2**15 * (1 if nudged >= 0 else -1))
+
+    fine = np.float32(1 / 128) * np.float32(x.scale)
+    (out_q, out_shift), (gate_q, gate_shift) = (
+        scale16(fine / np.float32(out.scale)),
+        scale16(fine / np.float32(3 / 32768)),
+    )
+    value = (code - x.zero_point) << 7
+    preshift = high_mul16(value, out_q)
+    gate = int16(value << (gate_shift - 1)) if gate_shift > 0 else value
+    gate = high_mul16(gate, gate_q)
+    gate = int16(gate << 1) if gate_shift > 0 else pot_c(gate, -gate_shift)
+    product = ((gate + 2**15) >> 1) * preshift
+    cut = abs(product) // 2**15 * (1 if product >= 0 else -1)
+    return min(max(pot_c(cut, -out_shift) + out.zero_point, out.lo), out.hi)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+@pytest.mark.parametrize("scale", [1e-4, 3 / 256 - 1e-9, 3 / 256, 3 / 128, 0.05, 0.1, 0.75, 1 - 2.0**-16, 1.0, 3.0])
+@pytest.mark.parametrize("ratio", [0.008, 1 - 2.0**-17, 1.0, 1.7, 100.0])
+def test_hard_swish_is_the_c_code(dtype, scale, ratio) -> None:
+    """Every code, for zero points at both ends and multipliers on both sides of a power of two."""
+    x = every_code(dtype)
+    for zero in (int(x.min()), int(x.min()) + 100, int(x.max())):
+        x_q, out = Quant(scale, zero, dtype), Quant(scale * ratio, int(x.min()) + 128, dtype)
+        want = [hard_swish_c(int(code), x_q, out) for code in x]
+        assert hard_swish(x, TableParams(x_q, out)).tolist() == want
+
+
+def test_hard_swish_takes_output_scales_above_the_128th() -> None:
+    x = every_code("int8")
+    hard_swish(x, TableParams(Quant(1.0), Quant(float(np.nextafter(np.float32(1 / 128), np.float32(1))))))
+    with pytest.raises(ModelError, match="too small"):
+        hard_swish(x, TableParams(Quant(1.0), Quant(1 / 128)))
+
+
+@pytest.mark.parametrize("code", ["RELU", "RELU6", "RELU_N1_TO_1"])
+@pytest.mark.parametrize(("scale", "zero"), [(0.5, -128), (0.1, 0), (4.0, 20), (0.01, 127), (1.0, -3)])
+def test_relus_are_the_clamped_identity(code, scale, zero) -> None:
+    """With one quantization for both sides nothing is rounded; the bounds are, half away from zero."""
+    low, high = {"RELU": (0, np.inf), "RELU6": (0, 6), "RELU_N1_TO_1": (-1, 1)}[code]
+    x, quant = every_code("int8").astype(int), Quant(scale, zero)
+
+    def bound(v: float) -> float:
+        steps = float(np.float32(v) / np.float32(scale)) if np.isfinite(v) else v
+        return zero + math.copysign(math.floor(abs(steps) + 0.5), steps) if np.isfinite(v) else v
+
+    want = np.clip(x, max(bound(low), -128), min(bound(high), 127))
+    assert OPS[code](x.astype(np.int8), TableParams(quant, quant)).tolist() == want.tolist()
