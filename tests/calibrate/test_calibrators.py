@@ -204,7 +204,9 @@ def test_zeros_do_not_rule_the_shape():
     (QSpec("int4"), 8), (QSpec("uint4"), 8),
     (QSpec("int4", symmetric=False), 16), (QSpec("uint4", symmetric=False), 16),
 ])  # fmt: skip
-@pytest.mark.parametrize("tensor", ["normal", "laplace", "relu", "silu", "outliers"])
+@pytest.mark.parametrize(
+    "tensor", ["normal", "laplace", "relu", "silu", "outliers", "negative", "uniform above", "wide", "integers", "two"]
+)
 def test_entropy_tries_every_threshold(tensor, spec, levels):
     """The rules of the module's text, one candidate after the other."""
     summary = summary_of(TENSORS[tensor])
@@ -293,3 +295,82 @@ def test_the_norm_of_lp_is_bounded(norm, allowed):
         return
     with pytest.raises(RecipeError, match=r"not within 0\.5 to 8"):
         lp.choose(summary, QSpec("int8"), p=norm)
+
+
+def test_entropy_keeps_the_full_range_of_types_with_more_levels_than_bins():
+    x = np.random.default_rng(9).normal(size=4000).astype(np.float32)
+    for spec in (QSpec("int16"), QSpec("uint16", symmetric=False)):
+        assert choose("entropy", summary_of(x), spec) == Range(float(x.min()), float(x.max()))
+
+
+@pytest.mark.parametrize(
+    "counts", [[1.0, 0, 3, 2, 0, 0, 5, 4, 1], [0, 0, 1, 1, 1, 1, 1, 0, 0], [9.0, 1, 1, 1, 1, 1, 1, 1, 9]]
+)
+@pytest.mark.parametrize("levels", [2, 3, 4])
+def test_divergences_of_every_window_of_a_few_bins(counts, levels):
+    """Empty levels, empty outermost bins with tails and without, levels of unequal bins; off by no more than the 1e-4
+    elements that either outermost level is taken to hold."""
+    counts = np.array(counts, np.float64)
+    windows = [(a, b) for a in range(9) for b in range(a + levels, 10) if counts[a:b].any()]
+    got = entropy.divergences(counts, *np.array(windows).T, levels)
+    np.testing.assert_allclose(
+        got, [plain_kl(counts, a, b, levels) for a, b in windows], atol=1e-4 / counts.sum() * 2.01
+    )
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 5, 8])
+def test_paired_counts_are_those_of_bins_twice_as_wide(length):
+    counts = np.arange(1.0, length + 1)
+    want = [sum(counts[i : i + 2]) for i in range(0, length, 2)]
+    assert entropy._paired(counts).tolist() == want
+    assert entropy._longer(counts, length + 3).tolist() == [*counts, 0, 0, 0]
+
+
+def test_a_mean_of_extrema_stays_within_what_is_no_mask():
+    """Only what is near counts where a mask was met, and nothing is chosen beyond a limit."""
+    summary = summary_of([-1.0, 2.0, -1e4], [-3.0, 1.0], [0.5, 4.0])
+    assert choose("moving_average", summary, SPECS[1]) == Range((-1 - 3 + 0.5) / 3, (2 + 1 + 4) / 3)
+    for limit, want in ((Range(-0.5, 1.0), Range(-0.5, 1.0)), (Range(-9.0, 9.0), Range(-3.5 / 3, 7 / 3))):
+        summary = summary_of([-1.0, 2.0], [-3.0, 1.0], [0.5, 4.0])
+        summary.limit = limit
+        assert choose("moving_average", summary, SPECS[1]) == want
+
+
+def test_absmax_is_symmetric_but_for_a_single_value():
+    assert choose("absmax", summary_of([-3.0, 1.0]), SPECS[1]) == Range(-3.0, 3.0)
+    assert choose("absmax", summary_of([-1.0, 3.0]), SPECS[1]) == Range(-3.0, 3.0)
+    assert choose("absmax", summary_of([-3.0]), SPECS[1]) == Range(-3.0, -3.0)
+    assert choose("absmax", summary_of([2.0]), SPECS[1]) == Range(2.0, 2.0)
+    assert choose("minmax", summary_of([-3.0, 1.0]), SPECS[1]) == Range(-3.0, 1.0)
+
+
+@pytest.mark.parametrize("percent", [0.0, -1.0, 100.1, 100.0, 1e-9])
+def test_percentiles_are_above_nothing_and_up_to_all(percent):
+    summary, module = summary_of(TENSORS["silu"]), registry.load("edgeq.calibrate", "percentile")
+    if 0 < percent <= 100:
+        got = module.choose(summary, SPECS[1], percentile=percent)
+        assert summary.extrema.lo <= got.lo <= got.hi <= summary.extrema.hi
+    else:
+        with pytest.raises(RecipeError, match="not above 0"):
+            module.choose(summary, SPECS[1], percentile=percent)
+
+
+@pytest.mark.parametrize("percent", [60.0, 99.0, 99.99])
+@pytest.mark.parametrize("tensor", ["normal", "silu", "negative", "uniform above", "relu"])
+def test_percentiles_cut_exactly_so_much_mass(tensor, percent):
+    """With each bin's mass spread evenly over it: by the masses' own distribution function."""
+    summary = summary_of(TENSORS[tensor])
+    mass, module = summary.mass(), registry.load("edgeq.calibrate", "percentile")
+    shares = np.concatenate([[0.0], np.cumsum(mass.counts)]) / mass.counts.sum()
+    got = module.choose(summary, SPECS[1], percentile=percent)
+    tail = (1 - percent / 100) / 2
+    assert np.interp(got.lo, mass.edges, shares) == pytest.approx(tail, abs=1e-9)
+    assert np.interp(got.hi, mass.edges, shares) == pytest.approx(1 - tail, abs=1e-9)
+    reach = choose("percentile", summary, SPECS[0]) if percent == 99.99 else module.choose(summary, SPECS[0], percent)
+    cut, held = max(-reach.lo, reach.hi), 0.0
+    for count, start, stop in zip(mass.counts, mass.edges, mass.edges[1:], strict=False):
+        far = max(-start, stop) if start < 0 < stop else max(abs(start), abs(stop))
+        near = 0.0 if start < 0 < stop else min(abs(start), abs(stop))
+        held += count * np.clip((cut - near) / (far - near), 0, 1)
+    # Bins of both signs lie in one order and are not merged: off by no more than what one bin of each holds.
+    assert held / mass.counts.sum() == pytest.approx(percent / 100, abs=2 * mass.counts.max() / mass.counts.sum())

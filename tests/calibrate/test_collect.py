@@ -50,3 +50,55 @@ def test_nan_is_named_and_infinity_is_not_nan(dtype):
     samples[2]["x"][0, 7] = np.nan
     with pytest.raises(CalibrationError, match="sample 2 of the calibration data has NaN in input 'x'"):
         collect(Doubler().run, samples, {"x": "minmax"})
+
+
+def test_channels_are_of_the_last_axis_and_only_where_told():
+    samples = [{"x": np.random.default_rng(i).normal(size=(2, 3, 5)).astype(np.float32)} for i in range(4)]
+    found, _ = collect(Doubler().run, samples, {"x": "minmax", "doubled": "mse"}, channels={"doubled"})
+    every = 2 * np.concatenate([s["x"] for s in samples])
+    np.testing.assert_array_equal(found["doubled"].extrema.channel_lo, every.min((0, 1)))
+    np.testing.assert_array_equal(found["doubled"].extrema.channel_hi, every.max((0, 1)))
+    assert found["x"].extrema.channel_lo is None
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_the_place_of_a_sample_says_how_closely_it_is_looked_at(workers):
+    """Samples 0, 129 and 128 of the data: the second is not looked at, the third for its neighbours too."""
+    place, looked = [0, 129, 128], []
+
+    def run(feeds, look):
+        looked.append((float(feeds["x"][0]), look))
+        return {"y": feeds["x"]}
+
+    samples = [{"x": np.full(10, v, np.float32)} for v in (1.0, 2.0, 3.0)]
+    found, count = collect(run, samples, {"y": "mse"}, workers=workers, position=place.__getitem__)
+    assert count == 3
+    assert sorted(looked) == [(1.0, True), (2.0, False), (3.0, True)]
+    counts = found["y"].histogram.near.counts
+    bins = [int(v / found["y"].histogram.near.width) + 2047 for v in (1.0, 2.0, 3.0)]
+    assert [int(counts[b]) for b in bins] == [10, 2, 42]  # of samples not looked at in full, both extrema once each
+    assert (found["y"].extrema.lo, found["y"].extrema.hi, found["y"].extrema.count) == (1.0, 3.0, 30)
+
+
+def test_samples_are_drawn_as_they_are_needed():
+    """A source is no further ahead than twice the workers, and one."""
+    done, ahead = [], []
+
+    def source():
+        for i in range(30):
+            ahead.append(i - len(done))
+            yield {"x": np.ones(4, np.float32)}
+
+    def run(feeds, look):
+        done.append(1)
+        return {"y": feeds["x"]}
+
+    collect(run, source(), {"y": "minmax"}, workers=2)
+    assert len(done) == 30
+    assert max(ahead) <= 2 * 2 + 1
+
+
+def test_inputs_that_are_no_floats_have_no_nan():
+    samples = [{"x": np.ones((1, 3), np.float32), "i": np.arange(3), "t": np.array(["a"])}]
+    found, _ = collect(Doubler().run, samples, {"x": "minmax"})
+    assert found["x"].extrema.hi == 1.0

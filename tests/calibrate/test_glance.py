@@ -95,3 +95,36 @@ def test_the_sample_chooses_a_range_as_good_as_all_of_it(name, p):
             ratios.append(losses[0] / losses[1])
     assert max(ratios) <= 1.26
     assert np.mean(ratios) <= 1.1
+
+
+@pytest.mark.parametrize("size", [15, 16, 17, 32, 4095, 4096, 4097, 8191, 8192, 16384, 100_000])
+def test_every_how_many_runs_are_taken(size):
+    """The least odd number that keeps the sample within twice the budget, or one more step of two."""
+    step = stride(size)
+    assert step == 1 + 2 * (size // 4096)
+    assert len(glance(np.zeros(size, np.float32)).part.reshape(-1)) <= 2 * SAMPLE + GROUP
+    assert glance(np.zeros(size, np.float32)).weight == step
+
+
+def test_the_budget_is_the_texts():
+    """From the first sample on: all of 128, then every fourth, in place of its neighbours too."""
+    assert [i for i in range(200) if share(i) == 1] == list(range(128))
+    assert [i for i in range(128, 200) if share(i)] == list(range(128, 200, 4))
+    assert {share(i) for i in range(128, 200)} == {0, 4}
+
+
+@pytest.mark.parametrize(("group", "step"), [(1, 1), (1, 3), (4, 1), (4, 2), (8, 5)])
+def test_runs_and_steps_as_told(group, step):
+    x = np.arange(240, dtype=np.float32).reshape(10, 24)
+    seen = glance(x, group, step)
+    want = [v for v in range(240) if v // group % step == 0]
+    assert seen.part.reshape(-1).tolist() == want
+    assert (seen.weight, seen.lo, seen.hi) == (step, 0.0, 239.0)
+    assert not np.shares_memory(seen.part, x)
+    assert seen.values is x
+
+
+@pytest.mark.parametrize("ends", [(-8191.9, 8191.9), (-8192.0, 0.0), (0.0, 8192.0), (np.nan, np.nan), (1.0, 1.0)])
+def test_near_is_within_the_bound_and_without_nan(ends):
+    near = Glance(*map(float, ends), np.zeros(0, np.float32)).near
+    assert near == (all(abs(v) < 2**13 for v in ends))

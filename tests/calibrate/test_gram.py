@@ -28,3 +28,16 @@ def test_bad_input_is_refused():
         gram.update(np.zeros((2, 4)))
     with pytest.raises(CalibrationError, match="NaN"):
         gram.update(np.array([[0.0, np.nan, 0.0]]))
+
+
+@pytest.mark.parametrize("rows", [1, 1023, 1024, 1025, 2500])
+def test_small_whole_numbers_are_summed_exactly_whatever_the_blocks(rows):
+    x = np.random.default_rng(rows).integers(-9, 10, (rows, 5))
+    gram = Gram.of(5)
+    gram.update(x)
+    gram.update(x[:1].reshape(1, 1, 5))
+    whole = np.concatenate([x, x[:1]])
+    stats = gram.result()
+    np.testing.assert_array_equal(stats.gram, whole.T @ whole)
+    np.testing.assert_array_equal(stats.mean_abs, np.abs(whole).sum(0) / (rows + 1))
+    assert stats.count == rows + 1
