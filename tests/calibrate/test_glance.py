@@ -128,3 +128,11 @@ def test_runs_and_steps_as_told(group, step):
 def test_near_is_within_the_bound_and_without_nan(ends):
     near = Glance(*map(float, ends), np.zeros(0, np.float32)).near
     assert near == (all(abs(v) < 2**13 for v in ends))
+
+
+def test_a_run_of_neighbours_is_a_line_of_the_cache():
+    """64 bytes of float32, where the size allows it; else elements are taken one by one."""
+    for size, group in ((16 * 17, 16), (16 * 5, 16), (17 * 15, 1), (8, 1)):
+        part = glance(np.arange(size, dtype=np.float32)).part
+        assert part.shape[1] == group
+        assert part.nbytes // len(part) in (64, 4)

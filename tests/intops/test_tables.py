@@ -13,7 +13,7 @@ from edgeq.errors import ModelError
 from edgeq.intops import softmax as sm
 from edgeq.intops.quant import Quant
 from edgeq.intops.softmax import SoftmaxParams, softmax
-from edgeq.intops.tables import OPS, TableParams, hard_swish
+from edgeq.intops.tables import OPS, FixedOutput, TableParams, hard_swish
 from tests.intops.drawn import codes, quants
 from tests.intops.litert import activation, run_op, same
 
@@ -246,3 +246,17 @@ def test_relus_are_the_clamped_identity(code, scale, zero) -> None:
 
     want = np.clip(x, max(bound(low), -128), min(bound(high), 127))
     assert OPS[code](x.astype(np.int8), TableParams(quant, quant)).tolist() == want.tolist()
+
+
+def test_what_is_not_told_is_the_plain_function() -> None:
+    """GELU by erf, LEAKY_RELU of slope 0, and the output that LiteRT fixes for int8 LOGISTIC."""
+    x, x_q, out = every_code("int8"), Quant(0.05, -20), Quant(0.04, -100)
+    real = [(int(v) + 20) * x_q.scale for v in x]
+    want = [0.5 * v * (1 + math.erf(v / math.sqrt(2))) / out.scale - 100 for v in real]
+    assert np.abs(OPS["GELU"](x, TableParams(x_q, out)) - np.clip(want, -128, 127)).max() <= 0.5001
+    tanh = [0.5 * v * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))) / out.scale - 100 for v in real]
+    near = OPS["GELU"](x, TableParams(x_q, out, approximate=True))
+    assert np.abs(near - np.clip(tanh, -128, 127)).max() <= 0.5001
+    same(OPS["LEAKY_RELU"](x, TableParams(x_q, out)), OPS["RELU"](x, TableParams(x_q, out)))
+    tensors = [activation("x", x.shape, x_q)], {"x": x}, activation("y", x.shape, FixedOutput)
+    same(OPS["LOGISTIC"](x, TableParams(x_q, FixedOutput)), run_op("LOGISTIC", *tensors))

@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 
 from edgeq.errors import ModelError, RecipeError
 from edgeq.numerics import affine, codebook, pack
-from edgeq.types import Coded, PerBlock, PerChannel, PerTensor, QSpec
+from edgeq.types import Coded, PerBlock, PerChannel, PerTensor, QSpec, QTensor
 
 
 @given(st.integers(0, 1000), st.integers(1, 20))
@@ -212,3 +212,11 @@ def test_more_iterations_are_never_worse():
     losses = [loss(x, codebook.kmeans(x, 12, iterations=n)) for n in (0, 1, 2, 5, 300)]
     assert all(b <= a * (1 + 1e-6) for a, b in itertools.pairwise(losses))
     assert losses[-1] < losses[0]
+
+
+def test_plain_codes_mean_what_affine_says():
+    w = np.random.default_rng(6).normal(size=(4, 6)).astype(np.float32)
+    params = affine.qparams(*affine.weight_ranges(w, PerChannel(0)), QSpec("int4", granularity=PerChannel(0)))
+    q = QTensor(affine.quantize(w, params), params)
+    np.testing.assert_array_equal(codebook.real(q), q.data * params.scale[:, None])
+    assert codebook.powers_of_two(3).tolist() == codebook.powers_of_two(3, 1.0).tolist()

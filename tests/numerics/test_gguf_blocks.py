@@ -264,3 +264,26 @@ def test_values_too_large_for_the_scales_are_refused_in_any_row(kind: str) -> No
     w[2] = np.linspace(-1, 1, 256) * np.float32(3e9)
     with pytest.raises(ModelError, match=r"3e\+09, beyond .*float16"):
         quantize(w, kind)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q6_K", "F16"])
+def test_what_is_no_matrix_or_no_bytes_is_refused(kind: str) -> None:
+    """Each of it alone: dimensions, type and width."""
+    width, nbytes = 256, 256 // KINDS[kind].size * KINDS[kind].nbytes
+    for shape in ((width,), (1, 1, width)):
+        with pytest.raises(ModelError, match="does not divide"):
+            quantize(np.ones(shape, np.float32), kind)
+    for data in (np.zeros(nbytes, np.uint8), np.zeros((1, 1, nbytes), np.uint8), np.zeros((1, nbytes), np.int8)):
+        with pytest.raises(ModelError, match=f"blocks of {KINDS[kind].nbytes} bytes"):
+            dequantize(data, kind)
+    for shape in ((257,), (2, 256), ()):
+        with pytest.raises(ModelError, match="importance"):
+            quantize(np.ones((2, 256), np.float32), kind, np.ones(shape, np.float32))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_of_nothing_stay_nothing(kind: str) -> None:
+    for rows, blocks in ((0, 1), (3, 0), (0, 0)):
+        data = quantize(np.zeros((rows, blocks * KINDS[kind].size), np.float32), kind)
+        assert data.shape == (rows, blocks * KINDS[kind].nbytes)
+        assert dequantize(data, kind).shape == (rows, blocks * KINDS[kind].size)

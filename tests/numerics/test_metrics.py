@@ -257,3 +257,12 @@ def test_text_has_one_error_for_each_that_differs():
     assert metrics.sqnr_db(ref, got) == pytest.approx(10 * np.log10(3 / 2))
     signal, noise = metrics.slice_energies(ref, got, 0)
     assert (signal.tolist(), noise.tolist()) == ([1, 1, 1], [0, 1, 1])
+
+
+@pytest.mark.parametrize(("length", "told"), [(1, False), (2, True), (4096, True), (4097, False)])
+def test_slices_are_of_axes_of_2_to_4096(length, told):
+    ref = np.ones((length, 1, 2))
+    ref[0] = 1e-3
+    got = ref.copy()
+    got[0] = 0
+    assert bool(metrics.lost_slices(ref, got)) == told
