@@ -253,3 +253,9 @@ def test_a_merge_with_what_saw_nothing_keeps_the_channels():
     for one in (e, none):
         for key, value in before.items():
             np.testing.assert_array_equal(one.state()[key], value, err_msg=key)
+
+
+def test_a_mean_is_of_all_values_unless_told():
+    e = of([-1.0, 1e4], [-2e4, 3.0])
+    assert e.mean() == Range((-1.0 - 2e4) / 2, (1e4 + 3.0) / 2)
+    assert e.mean(near=True) == Range((-1.0 + 3.0) / 2, (-1.0 + 3.0) / 2)

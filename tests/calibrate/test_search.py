@@ -69,19 +69,23 @@ def test_the_loss_is_that_of_the_nearest_level(spec, p):
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_the_shortlist_holds_the_best_some_in_proportion_and_the_whole(symmetric):
+@pytest.mark.parametrize("best", [(10, 10), (18, 18)])
+def test_the_shortlist_holds_the_best_some_in_proportion_and_the_whole(symmetric, best):
+    """From 0.15 to 1.6 times both ends of the very best, as far as there are ends."""
     rng = np.random.default_rng(2)
-    lows, highs = (50, 50) if symmetric else (20, 30)
-    pairs = [(i, i) for i in range(50)] if symmetric else list(itertools.product(range(20), range(30)))
+    lows, highs = (25, 25) if symmetric else (20, 27)
+    pairs = [(i, i) for i in range(25)] if symmetric else list(itertools.product(range(20), range(27)))
     rated = rng.uniform(1, 2, len(pairs))
-    top = pairs.index((10, 10))
+    top = pairs.index(best)
     rated[top], rated[0] = 0.5, np.inf
     got = set(_search._shortlist(rated, np.array(pairs), lows, highs, symmetric).tolist())
     assert set(np.argsort(rated)[:16].tolist()) <= got
     assert len(pairs) - 1 in got
     assert 0 not in got
     for factor in np.linspace(0.15, 1.6, 30):  # both ends alike
-        assert pairs.index((min(round(10 * factor), lows - 1), min(round(10 * factor), highs - 1))) in got
+        assert (
+            pairs.index(tuple(min(round(i * factor), n - 1) for i, n in zip(best, (lows, highs), strict=True))) in got
+        )
     assert len(got) <= 16 + 30 + 1
 
 

@@ -260,3 +260,11 @@ def test_what_is_not_told_is_the_plain_function() -> None:
     same(OPS["LEAKY_RELU"](x, TableParams(x_q, out)), OPS["RELU"](x, TableParams(x_q, out)))
     tensors = [activation("x", x.shape, x_q)], {"x": x}, activation("y", x.shape, FixedOutput)
     same(OPS["LOGISTIC"](x, TableParams(x_q, FixedOutput)), run_op("LOGISTIC", *tensors))
+
+
+@pytest.mark.parametrize("arithmetic", ["fixed", "table"])
+def test_softmax_is_of_the_last_axis(arithmetic) -> None:
+    x, params = codes(np.random.default_rng(2), (2, 3, 9), "int8"), SoftmaxParams(Quant(0.1), arithmetic=arithmetic)
+    same(softmax(x, params), softmax(x.reshape(6, 9), params).reshape(x.shape))
+    for row in x.reshape(6, 9):
+        same(softmax(row, params), softmax(row[None], params)[0])

@@ -251,3 +251,14 @@ def test_huge_and_tiny_multipliers_keep_their_sign_or_vanish() -> None:
     q, shift = fx.multiplier([-(2.0**31), 2.0**30, 2.0**30 - 1, -(2.0**-40), 2.0**-32])
     assert q.tolist() == [1 - 2**31, 2**31 - 1, 2**31 - 2, 0, 2**30]
     assert shift.tolist() == [30, 30, 30, 0, -31]
+
+
+@pytest.mark.parametrize("rounding", ["double", "single"])
+def test_one_mantissa_may_go_with_many_shifts_and_many_with_one(rounding: fx.Rounding) -> None:
+    acc = np.random.default_rng(3).integers(-(2**20), 2**20, (5, 3))
+    many, shifts = np.array([2**30, 2**31 - 1, 3 << 29]), np.array([-13, -12, -15])
+    for q, shift in ((2**30 + 9, shifts), (many, -14)):
+        got = fx.requantize(acc, q, shift, 2, -128, 127, rounding)
+        want = fx.requantize(acc, np.broadcast_to(q, 3), np.broadcast_to(shift, 3), 2, -128, 127, rounding)
+        np.testing.assert_array_equal(got, want)
+        np.testing.assert_array_equal(got, np.clip(fx.multiply(acc, q, shift, rounding) + 2, -128, 127))
