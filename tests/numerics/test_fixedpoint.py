@@ -262,3 +262,5 @@ def test_one_mantissa_may_go_with_many_shifts_and_many_with_one(rounding: fx.Rou
         want = fx.requantize(acc, np.broadcast_to(q, 3), np.broadcast_to(shift, 3), 2, -128, 127, rounding)
         np.testing.assert_array_equal(got, want)
         np.testing.assert_array_equal(got, np.clip(fx.multiply(acc, q, shift, rounding) + 2, -128, 127))
+        across = fx.requantize(np.ascontiguousarray(acc.T), q, shift, 2, -128, 127, rounding, axis=0)
+        np.testing.assert_array_equal(across.T, want)
