@@ -76,6 +76,10 @@ KINDS: dict[str, Kind] = {
 }
 
 
+MOST = 65504.0 * 128 * 33
+"""Beyond the greatest float16 times the greatest scale and level of any kind."""
+
+
 def kind_of(name: str) -> Kind:
     """The kind of that name. Raises RecipeError that lists the valid ones."""
     if name not in KINDS:
@@ -116,7 +120,8 @@ def quantize(w: np.ndarray, kind: str, imatrix: np.ndarray | None = None, search
         with np.errstate(all="ignore"):  # what overflows is found below
             out[i : i + step] = encode(part, imatrix)
         stored = out[i : i + step].reshape(-1).view(k.layout)
-        if not all(np.isfinite(stored[name]).all() for name in k.halves):
+        fits = not k.halves or max(part.max(), -part.min()) < MOST  # a search's squares may overflow to a scale of 0
+        if not fits or not all(np.isfinite(stored[name]).all() for name in k.halves):
             raise ModelError(
                 f"weights {w.shape} reach {np.abs(part).max():.3g}, beyond {kind}'s float16; use BF16 or F32"
             )
