@@ -32,7 +32,7 @@ from edgeq.trials import FOLDER, Trials
 from edgeq.types import Progress, silent
 from edgeq.verifying.scores import MetricFunction
 
-CALIBRATORS = ("mse", "percentile", "minmax", "entropy")
+CALIBRATORS = ("mse", "lp", "percentile", "minmax", "entropy")
 ROUNDINGS = ("mse", "gptq", "adaround")
 SUITS = {"equalize": {"Conv", "Gemm"}, "smooth": {"MatMul", "Gemm"}, "bias_correct": {"Conv", "Gemm", "MatMul"}}
 Step = tuple[str, Callable[[Recipe], Recipe]]
