@@ -89,9 +89,7 @@ class Stream:
             self._drop(index, name)
             self.written += 1
             file = _File(self.folder / f"{self.written}.bin", array.dtype, array.shape)
-            with open(
-                file.path, "wb"
-            ) as out:  # not tofile, which leaves a file cut short on a full disk and says nothing
+            with open(file.path, "wb") as out:  # tofile leaves a file cut short on a full disk, and says nothing
                 out.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
             self.held[index, name] = file
 

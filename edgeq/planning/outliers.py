@@ -37,12 +37,10 @@ def splittable(made: Plan, model: ir.Model, target: Target) -> list[str]:
     nodes = {n.name or "": n for graph in all_graphs(model) for n in graph}
     integer = made.decided(INTEGER)
     weights = {w.node: w for w in made.weights if w.index == 1}
-    members: dict[str, int] = {}
-    for value in made.values:
-        members[value.group] = members.get(value.group, 0) + 1
+    alone = made.alone()
     found: list[str] = []
     for value in made.values:
-        if value.everyone or value.fixed is not None or members[value.group] > 1 or not value.readers:
+        if value.everyone or value.fixed is not None or value.name not in alone or not value.readers:
             continue
         fits = (
             node.name in integer

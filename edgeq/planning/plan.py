@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -109,6 +110,11 @@ class Plan:
     def observed(self) -> list[ValuePlan]:
         """The values whose statistics the plan needs, one a group."""
         return [v for v in self.values if v.name == v.group and v.fixed is None]
+
+    def alone(self) -> set[str]:
+        """The values that share their parameters with no other."""
+        sizes = Counter(value.group for value in self.values)
+        return {value.name for value in self.values if sizes[value.group] == 1}
 
     def decided(self, decision: str) -> set[str]:
         """The names of the nodes that become that."""

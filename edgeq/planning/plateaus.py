@@ -32,13 +32,11 @@ def limited(plan: Plan, model: ir.Model, summaries: Mapping[str, Summary]) -> di
     Values that share parameters with others are left alone: what is flat for one may not be for another.
     """
     known = {v.name: v for graph in all_graphs(model) for v in values_of(graph)}
-    members: dict[str, int] = {}
-    for value in plan.values:
-        members[value.group] = members.get(value.group, 0) + 1
+    alone = plan.alone()
     found = dict(summaries)
     for value in plan.observed():
         summary, seen = summaries.get(value.name), known.get(value.name)
-        if summary is None or seen is None or members[value.group] > 1 or (value.everyone and seen.is_graph_output()):
+        if summary is None or seen is None or value.name not in alone or (value.everyone and seen.is_graph_output()):
             continue
         uses = [use for use in seen.uses() if value.everyone or use.node.name in value.readers]
         flat = _within(window(use.node) if use.idx == 0 else EVERYWHERE for use in uses)
