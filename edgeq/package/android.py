@@ -24,6 +24,9 @@ FRAMEWORK = Path("/usr/share/android-framework-res/framework-res.apk")
 TIMEOUT = 300
 EPOCH = (1980, 1, 1, 0, 0, 0)
 MIN_SDK, TARGET_SDK = 24, 35
+# One small class: a JVM left to itself reserves addresses by the machine's memory, and fails where `ulimit -v` is set
+JVM = ("-J-Xmx128m", "-J-XX:+UseSerialGC", "-J-XX:TieredStopAtLevel=1",
+       "-J-XX:CompressedClassSpaceSize=64m", "-J-XX:ReservedCodeCacheSize=32m")  # fmt: skip
 RUNTIMES = {  # suffix of the model: what runs it, its Gradle dependency, the class that the sample's code is in
     ".ort": ("onnxruntime-android", "com.microsoft.onnxruntime:onnxruntime-android:1.22.0", "Onnx"),
     ".tflite": ("LiteRT", "com.google.ai.edge.litert:litert:1.4.0", "LiteRt"),
@@ -70,7 +73,7 @@ def _compiled(contents: Contents, values: Mapping[str, str], about: dict[str, ob
     source = work / "java" / Path(*values["package"].split(".")) / f"{contents.camel}.java"
     source.parent.mkdir(parents=True)
     source.write_text(text, encoding="ascii")
-    run(["javac", "--release", "8", "-Xlint:-options", "-g:none", "-d", str(work / "classes"), str(source)],
+    run(["javac", *JVM, "--release", "8", "-Xlint:-options", "-g:none", "-d", str(work / "classes"), str(source)],
         "apt install default-jdk-headless")  # fmt: skip
     jar = work / "classes.jar"
     classes = sorted((work / "classes").rglob("*.class"))
