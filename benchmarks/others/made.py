@@ -147,6 +147,7 @@ def sklearn_models() -> Iterator[Case]:
     try:
         from skl2onnx import to_onnx
     except ImportError:
+        print("no estimators of scikit-learn: pip install skl2onnx", file=sys.stderr)
         return
     from sklearn import cluster, decomposition, ensemble, linear_model, naive_bayes, neighbors, neural_network, svm
     from sklearn.pipeline import make_pipeline
