@@ -49,20 +49,11 @@ from edgeq.runners.places import of_target
 from edgeq.search import recovery, scaling
 from edgeq.search.allocation import allocated
 from edgeq.search.sensitivity import sensitivity
-from edgeq.target import Method, Target
+from edgeq.target import Target
 from edgeq.types import Progress, Stats, silent
 from edgeq.verifying import golden
 from edgeq.verifying.verification import verify_files
 from edgeq.verifying.verify import Budget, MetricFunction
-
-REWRITES: dict[Method, str] = {
-    "static": "qdq",
-    "dynamic": "dynamic",
-    "weight_only": "weight_only",
-    "float16": "float16",
-    "float32": "",
-}
-"""The pass of `edgeq/passes` that writes a plan of each method into the graph."""
 
 
 @dataclass(frozen=True)
@@ -277,12 +268,9 @@ def _quantize(
     if ways.rank and data is not None and recipe.method == "static":
         evidence = replace(evidence, sensitivity=sensitivity(prepared, made, solution, data, work, progress))
     store_tables(prepared, made, solution)
-    rewriting = target.rewrites.get(recipe.method, REWRITES[recipe.method])
-    rewritten = prepared
-    if rewriting:
-        rewritten = load("edgeq.passes", rewriting, "apply").apply(prepared, made, solution, target)
-        if corrected := recovery.after(rewritten, path, made, recipe, data, work, progress):
-            evidence = replace(evidence, calibration=about | {"corrected": corrected})
+    rewritten = passes.write(prepared, made, solution, target, recipe)
+    if corrected := recovery.after(rewritten, path, made, recipe, data, work, progress):
+        evidence = replace(evidence, calibration=about | {"corrected": corrected})
     return integer_only(rewritten, recipe.rounding) if recipe.integer_only else rewritten, made, evidence
 
 

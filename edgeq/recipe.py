@@ -20,11 +20,15 @@ Rank = Annotated[int, msgspec.Meta(ge=0, le=1 << 12)]
 
 
 class Override(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """Exceptions for the nodes that match both `nodes` (shell patterns over names) and `ops`; the last match wins."""
+    """Exceptions for the nodes that match both `nodes` (shell patterns over names) and `ops`; the last match wins.
+
+    method: of nodes in a static recipe, another one that the target has, which gives them float inputs and outputs.
+    """
 
     nodes: tuple[str, ...] = ("*",)
     ops: tuple[str, ...] = ()
     float: bool | None = None
+    method: Method | None = None
     calibrator: str | None = None
     weight: str | None = None
     bits: Bits | None = None
@@ -121,6 +125,10 @@ class Recipe(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
                 changes = {f: getattr(row, f) for f in Override.__struct_fields__ if getattr(row, f) is not None}
                 merged = msgspec.structs.replace(merged, **changes)
         return merged
+
+    def method_of(self, name: str, op: str) -> Method:
+        """The method that a node has: its rule's, else the recipe's."""
+        return self.override(name, op).method or self.method
 
 
 def load(path: str | os.PathLike[str]) -> Recipe:

@@ -22,7 +22,7 @@ from edgeq.graph.edit import (
 )
 from edgeq.numerics.affine import quantize
 from edgeq.passes.split_outliers import split
-from edgeq.planning.plan import STORED, Plan, ValuePlan
+from edgeq.planning.plan import INTEGER, Plan, ValuePlan
 from edgeq.target import Target
 from edgeq.types import PerBlock, PerChannel, QParams, QTensor, Solution
 
@@ -39,9 +39,9 @@ def insert_qdq(model: ir.Model, plan: Plan, solution: Solution, dedicated: bool 
     writer = Writer(model, solution, dedicated)
     for value in plan.values:
         writer.activation(value)
-    stored = plan.decided(STORED)
+    integer = plan.decided(INTEGER)  # the others' weights are written by passes of their own
     for weight in plan.weights:
-        if weight.node in stored:
+        if weight.node not in integer:
             continue
         writer.constant_input(weight.node, weight.index, solution.weights[weight.node, weight.index])
     for bias in plan.biases:

@@ -50,9 +50,10 @@ class Context:
             return None, "the recipe keeps it float"
         if self.recipe.method == "float32":
             return None, "float32 is what was asked for"
-        rule = self.target.find(op, self.recipe.method)
+        method = self.recipe.method_of(name, op)
+        rule = self.target.find(op, method)
         if rule is None:
-            why = self.target.refusal(op) or f"{self.target.name} has no {self.recipe.method} kernel for {op}"
+            why = self.target.refusal(op) or f"{self.target.name} has no {method} kernel for {op}"
             return None, why
         for attribute, wanted in rule.only.items():
             if (found := attribute_of(node, attribute)) != wanted:

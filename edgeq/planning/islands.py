@@ -17,6 +17,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeq.graph.edit import is_constant, static_shape
+from edgeq.planning.alone import alone
 from edgeq.planning.eligible import STORES, Context, join_problem, table_problem, weight_problem
 from edgeq.planning.plan import (
     BRIDGE,
@@ -29,6 +30,7 @@ from edgeq.planning.plan import (
     NodePlan,
     Plan,
     ValuePlan,
+    WeightPlan,
     walk,
 )
 from edgeq.target import FixedOutput, Rule
@@ -37,15 +39,17 @@ from edgeq.types import PerBlock, QSpec
 
 def place(model: ir.Model, context: Context) -> Plan:
     """The static plan of a prepared model."""
-    return _Islands(context).plan(list(walk(model.graph)))
+    return _Islands(model, context).plan(list(walk(model.graph)))
 
 
 @dataclass
 class _Islands:
+    model: ir.Model
     context: Context
     decision: dict[ir.Node, str] = field(default_factory=dict)
     reason: dict[ir.Node, str] = field(default_factory=dict)
     rule: dict[ir.Node, Rule] = field(default_factory=dict)
+    weights: dict[ir.Node, list[WeightPlan]] = field(default_factory=dict)  # of those that have another method
     carries: set[ir.Value] = field(default_factory=set)
 
     def plan(self, nodes: list[tuple[ir.Node, str]]) -> Plan:
@@ -57,7 +61,6 @@ class _Islands:
         for node, _ in reversed(nodes):
             self._backward(node)
         ordered = [node for node, _ in nodes]
-        weighted = [n for n in ordered if self._weighted(n)]
         values = self._values(ordered)
         planned = {v.name for v in values}
         return Plan(
@@ -65,13 +68,18 @@ class _Islands:
             self.context.recipe.method,
             tuple(NodePlan(n.name or "", n.op_type, self.decision[n], self.reason.get(n, "")) for n in ordered),
             tuple(values),
-            tuple(w for n in weighted for w in self.context.weights(n, self.rule[n])),
-            tuple(b for n in weighted for b in self._biases(n, planned)),
+            tuple(w for n in ordered for w in self._weights(n)),
+            tuple(b for n in ordered if self._weighted(n) for b in self._biases(n, planned)),
         )
+
+    def _weights(self, node: ir.Node) -> list[WeightPlan]:
+        if node in self.weights:
+            return self.weights[node]
+        return self.context.weights(node, self.rule[node]) if self._weighted(node) else []
 
     def _weighted(self, node: ir.Node) -> bool:
         if self.decision[node] == STORED:
-            return True
+            return node not in self.weights
         return self.decision[node] == INTEGER and self.rule[node].role == "compute" and not self._both_vary(node)
 
     @staticmethod
@@ -82,11 +90,15 @@ class _Islands:
         self.decision[node], self.reason[node] = FLOAT, why
 
     def _forward(self, node: ir.Node, body: str) -> None:
-        if self._fold(node):
+        apart = self.context.recipe.method_of(node.name or "", node.op_type) != "static"
+        if not apart and self._fold(node):
             return
         rule, why = self.context.rule(node)
         if rule is None:
             self._stay(node, why)
+            return
+        if apart:
+            self.decision[node], self.reason[node], self.weights[node] = alone(node, rule, self.model, self.context)
             return
         self.rule[node] = rule
         if rule.role in STORES:

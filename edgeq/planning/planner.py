@@ -9,19 +9,10 @@ import onnx_ir as ir
 
 from edgeq.errors import ModelError, RecipeError, TargetError
 from edgeq.graph.edit import is_constant
-from edgeq.graph.folding import linear, unfolded
 from edgeq.graph.shapes import free_input
-from edgeq.planning import forms, islands, saturation
-from edgeq.planning.eligible import (
-    ALREADY,
-    FLOATS,
-    STORES,
-    Context,
-    encoder_of,
-    half_problem,
-    table_problem,
-    weight_problem,
-)
+from edgeq.planning import islands, saturation
+from edgeq.planning.alone import alone
+from edgeq.planning.eligible import ALREADY, FLOATS, Context
 from edgeq.planning.plan import (
     DYNAMIC,
     FLOAT,
@@ -37,8 +28,7 @@ from edgeq.planning.plan import (
     walk,
 )
 from edgeq.recipe import Recipe
-from edgeq.target import Rule, Target
-from edgeq.weights import algorithm
+from edgeq.target import Method, Target
 
 
 def plan(model: ir.Model, target: Target, recipe: Recipe, excluded: Mapping[str, str] | None = None) -> Plan:
@@ -49,6 +39,8 @@ def plan(model: ir.Model, target: Target, recipe: Recipe, excluded: Mapping[str,
     """
     check(model, target, recipe)
     for row in recipe.rule:
+        if row.method is not None:
+            check_method(target, row.method, recipe)
         for named in (row.act_type, row.weight_type):
             if named is not None and named not in target.types:
                 raise RecipeError(f"type {named!r} is not one of {target.name}'s: choose {', '.join(target.types)}")
@@ -80,10 +72,7 @@ def refuse_floats(model: ir.Model, made: Plan) -> None:
 
 def check(model: ir.Model, target: Target, recipe: Recipe) -> None:
     """Raises TargetError when the target refuses the method, has no rule for it, or lacks the shapes it wants."""
-    methods = sorted({rule.method for rule in target.rule})
-    if recipe.method not in methods:
-        why = target.refuse_method.get(recipe.method, f"it has no {recipe.method} quantization")
-        raise TargetError(target.name, why, f"choose {' or '.join(methods)}")
+    check_method(target, recipe.method)
     free = free_input(model) if target.static_shapes else None
     if free is not None:
         name, dims = free
@@ -95,11 +84,14 @@ def check(model: ir.Model, target: Target, recipe: Recipe) -> None:
         )
 
 
-def problem_of(node: ir.Node, rule: Rule, model: ir.Model) -> str:
-    """Why a node can't have what its rule offers, or nothing."""
-    if rule.role == "half":
-        return half_problem(node, model)
-    return table_problem(node) if node.op_type == "Gather" else weight_problem(node, rule)
+def check_method(target: Target, method: Method, among: Recipe | None = None) -> None:
+    """Raises TargetError when the target has no such method, RecipeError for one of a rule in `among` that can't be."""
+    methods = sorted({rule.method for rule in target.rule})
+    if method not in methods:
+        why = target.refuse_method.get(method, f"it has no {method} quantization")
+        raise TargetError(target.name, why, f"choose {' or '.join(methods)}")
+    if among is not None and (among.method != "static" or target.format != "onnx"):
+        raise RecipeError(f"a rule's method ({method}) is for static recipes of ONNX targets: leave it out")
 
 
 def one_by_one(model: ir.Model, context: Context) -> Plan:
@@ -108,22 +100,11 @@ def one_by_one(model: ir.Model, context: Context) -> Plan:
     weights: list[WeightPlan] = []
     for node, _ in walk(model.graph):
         rule, why = context.rule(node)
+        decision = FLOAT
         if rule is not None:
-            why = problem_of(node, rule, model)
-        if why or rule is None:
-            nodes.append(NodePlan(node.name or "", node.op_type, FLOAT, why))
-            continue
-        decision = {"half": HALF, "packed": PACKED, **dict.fromkeys(STORES, STORED)}.get(rule.role, DYNAMIC)
-        stored = context.weights(node, rule) if decision != HALF else []
-        why = STORES.get(rule.role, "")
-        if stored and encoder_of(stored[0].algorithm):
-            shape = node.inputs[stored[0].index].const_value.shape  # type: ignore[union-attr]
-            decision, why = forms.placed(node.op_type, stored[0], tuple(shape.numpy()), context.target)
-        elif decision == PACKED and linear(node) and hasattr(algorithm(stored[0].algorithm), "input_scale"):
-            kept = unfolded(node, model)
-            why = f"{stored[0].algorithm} leaves its input as it is: {kept}" if kept else ""
+            decision, why, stored = alone(node, rule, model, context)
+            weights += stored
         nodes.append(NodePlan(node.name or "", node.op_type, decision, why))
-        weights += stored
     if context.recipe.method == "float16":
         nodes = keep_wide(model, nodes)
     return Plan(context.target.name, context.recipe.method, tuple(nodes), weights=tuple(weights))
