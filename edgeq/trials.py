@@ -67,6 +67,7 @@ class Trials:
         given = self.calib if self.eval_data is None else self.eval_data
         samples = open_samples(given, with_images(self.recipe, source), source)
         many = samples is not None and samples.count is not None and samples.count >= 2 * FEW
+        self.samples = samples
         self.few: Dataset | None = samples.sample(FEW, 0) if many and samples is not None else None
 
     @property
@@ -112,7 +113,17 @@ class Trials:
             self.best, self.recipe = self.made[-1], recipe
         return self.made[-1]
 
-    def sensitivity(self, recipe: Recipe) -> tuple[Sensitivity, ...]:
+    def note(self, step: str, problem: str) -> None:
+        """What could not be tried, for the table."""
+        self.made.append(Trial(step, "", problem=problem))
+
+    def built(self, recipe: Recipe) -> Path:
+        """The artifact of a recipe, made or found, not verified."""
+        folder = self.output / FOLDER / _digest([*self.about, dump(recipe), "built"])
+        report = load(folder) if (folder / "report.json").exists() else self._run(recipe, folder, check=False)
+        return folder / report.artifact.file
+
+    def sensitivity(self, recipe: Recipe, step: str = "sensitivity") -> tuple[Sensitivity, ...]:
         """What the rounding of each node alone does to the outputs, measured or found; nothing when time is up."""
         if self.late:
             return ()
@@ -123,7 +134,7 @@ class Trials:
         whole = sum(row.error for row in rows) or 1.0
         worst = ", ".join(f"{row.name} ({row.op}) {row.error / whole:.0%}" for row in rows[:3])
         seconds = time.monotonic() - start if fresh else 0.0
-        self.made.append(Trial("sensitivity", digest, problem=f"of the error: {worst}", seconds=seconds))
+        self.made.append(Trial(step, digest, problem=f"of the error: {worst}", seconds=seconds))
         return rows
 
     def settle(self) -> None:
@@ -166,15 +177,15 @@ class Trials:
 def _trial(step: str, digest: str, report: Report, folder: Path, seconds: float) -> Trial:
     metric, runtime = report.metric, report.runtime
     assert metric is not None
-    speed = 0.0
+    speed = latency = 0.0
     if runtime is not None and runtime.latency_ms and runtime.float_latency_ms:
-        speed = runtime.float_latency_ms / runtime.latency_ms
+        speed, latency = runtime.float_latency_ms / runtime.latency_ms, runtime.latency_ms
     decibels = [999.0 if o.sqnr_db is None else o.sqnr_db for o in report.outputs]
     made = io.read_graph(folder / report.artifact.file) if report.artifact.file.endswith(".onnx") else None
     share, joules = (integer_share(made), energy(made)) if made is not None else (1.0, 0.0)
     return Trial(
         step, digest, metric.name, metric.reference, metric.quantized, metric.drop, min(decibels, default=999.0),
-        report.artifact.bytes, share, speed, joules, seconds,
+        report.artifact.bytes, share, speed, joules, seconds, latency_ms=latency,
     )  # fmt: skip
 
 

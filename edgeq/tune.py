@@ -1,6 +1,8 @@
 """From a budget to an artifact: what promises most for its time is tried first, and kept only if the metric says so.
 
-    as given → repairs → mixed precision → repairs again → rounding of weights → observers → dynamic
+    as given → repairs → fitting → mixed precision → repairs again → rounding of weights → observers → dynamic
+
+Fitting (`edgeq.fitting`) is for budgets of bytes, energy or time that are not met.
 
 Mixed precision asks for the `edgeq.search.sensitivity` of each node, and gives a wider type to those that the knapsack
 of `edgeq.search.mixing` picks: 16-bit activations where the target has them, then float. The most that the goal allows
@@ -21,11 +23,13 @@ from msgspec.structs import replace
 
 from edgeq import target as targets
 from edgeq.errors import EdgeqError, RecipeError
+from edgeq.fitting import fit_budget
 from edgeq.graph import io
 from edgeq.recipe import Override, Recipe
 from edgeq.report.folder import publish, work_folder
 from edgeq.report.schema import Trial, Tuning, dump
 from edgeq.request import resolve_recipe
+from edgeq.search.budgets import wide_type
 from edgeq.search.goal import Goal, front
 from edgeq.search.mixing import mixes
 from edgeq.trials import FOLDER, Trials
@@ -69,6 +73,8 @@ def tune(
         raise EdgeqError(trials.made[-1].problem)
     ops = {node.op_type for node in io.read_graph(path).graph.all_nodes()}
     _climb(trials, _repairs(ops), everything)
+    if not trials.done:
+        fit_budget(trials)
     if not trials.done:
         _mix(trials)
         _climb(trials, _repairs(ops, " behind that"))  # what one bad layer made useless may help now that it is float
@@ -119,9 +125,7 @@ def _mix(trials: Trials) -> None:
     best = trials.recipe
     bare = replace(best, passes=tuple(p for p in best.passes if p != "bias_correct"))
     rows = trials.sensitivity(bare) if bare.method == "static" else ()
-    aim = targets.load(best.target)
-    other = aim.types.keys() - {rule.act for rule in aim.rule}
-    wide = next((name for name in sorted(other) if aim.types[name].dtype in ("int16", "uint16")), None)
+    wide = wide_type(targets.load(best.target))
     forms = [(wide, Override(act_type=wide), 1.0)] if wide else []
     forms.append(("float", Override(float=True), 1.0 - trials.goal.min_integer))
     for form, rule, most in forms:

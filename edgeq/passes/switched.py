@@ -11,7 +11,7 @@ import onnx_ir as ir
 from edgeq.graph.edit import Names, add_initializer, make_node
 from edgeq.numerics.affine import dequantize
 from edgeq.passes.qdq import zero_point_array
-from edgeq.planning.plan import INTEGER, Plan
+from edgeq.planning.plan import INTEGER, PACKED, Plan
 from edgeq.types import QParams, Solution
 
 INPUT = "edgeq_switches"
@@ -21,13 +21,16 @@ def switched(model: ir.Model, plan: Plan, solution: Solution) -> tuple[ir.Model,
     """A copy with the further input `INPUT`, bool (n,), and the n nodes that its elements switch.
 
     A node that is on reads rounded activations and a rounded weight, and gives what it must write rounded; biases stay.
-    Nodes without an effect of their own (those that only move codes) have no switch. Channels that a plan splits are
+    One that computes in float on packed weights has those rounded alone. Nodes without an effect of their own (those
+    that only move codes) have no switch. Channels that a plan splits are
     not rounded: their step is a fraction of the others'.
     """
     made = model.clone()
     there = {n.name or "": n for n in made.graph}
     rounding = {w.node for w in plan.weights} | {v.writer for v in plan.values}
-    switches = [n.name for n in plan.nodes if n.decision == INTEGER and n.name in there and n.name in rounding]
+    switches = [
+        n.name for n in plan.nodes if n.decision in (INTEGER, PACKED) and n.name in there and n.name in rounding
+    ]
     writer = _Writer(made, {name: there[name] for name in switches}, solution)
     known = [v for n in made.graph for v in n.outputs] + [*made.graph.inputs, *made.graph.initializers.values()]
     values = {v.name: v for v in known}

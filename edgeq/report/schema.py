@@ -63,12 +63,18 @@ class ActivationRange(msgspec.Struct, frozen=True):
 
 
 class Sensitivity(msgspec.Struct, frozen=True):
-    """What one node's rounding alone does: mean squared change of the outputs over their variance."""
+    """What one node's rounding alone does: mean squared change of the outputs over their variance.
+
+    decision: what the plan makes of it. bytes, float_bytes: of its weights, scales included, and before.
+    """
 
     name: str
     op: str
     error: float
     macs: int = 0
+    decision: str = ""
+    bytes: int = 0
+    float_bytes: int = 0
 
 
 class LostSlice(msgspec.Struct, frozen=True):
@@ -208,7 +214,8 @@ class Trial(msgspec.Struct, frozen=True):
 
     integer: share of the multiply-accumulates. speedup: over float, 0 where nothing was timed. energy: mJ, as
     `edgeq.planning.energy` estimates it, 0 for other formats than ONNX. seconds: 0 where it was found, not run. kept:
-    it was the best so far. misses: what of the budget it doesn't meet. problem: why it has no figures.
+    it was the best so far. misses: what of the budget it doesn't meet. problem: why it has no figures. latency_ms: of
+    its artifact where speedup was measured.
     """
 
     step: str
@@ -226,6 +233,7 @@ class Trial(msgspec.Struct, frozen=True):
     kept: bool = False
     misses: tuple[str, ...] = ()
     problem: str = ""
+    latency_ms: float = 0.0
 
 
 class Tuning(msgspec.Struct, frozen=True):

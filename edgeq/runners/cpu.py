@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import platform
 import statistics
 import tempfile
@@ -23,6 +24,8 @@ from edgeq.runners.session import COMMON, Feeds, Outputs, options
 
 TITLE = "onnxruntime CPU"
 TIMED = True
+ROUNDS = 5
+KERNEL = "_kernel_time"  # ends the name of an event of onnxruntime's profile
 LEVELS = {
     "disabled": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -85,6 +88,23 @@ def optimized(model: Path, feeds: Feeds | None = None, **given: Any) -> ir.Model
         finally:
             session.close()
         return read_graph(path)
+
+
+def kernel_times(model: Path, feeds: Sequence[Feeds], threads: int = 1) -> dict[str, float]:
+    """Name of a node of the graph that runs → ms of its kernel, the median over the feeds, each run `ROUNDS` times."""
+    chosen = quiet_options(threads, "all", {})
+    chosen.enable_profiling = True
+    with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
+        chosen.profile_file_prefix = str(Path(folder) / "profile")
+        session = ort.InferenceSession(str(model), chosen, providers=["CPUExecutionProvider"])
+        for fed in [*feeds] * ROUNDS:
+            session.run(None, dict(fed))
+        events = json.loads(Path(session.end_profiling()).read_text())
+    took: dict[str, list[float]] = {}
+    for event in events:
+        if event["name"].endswith(KERNEL):
+            took.setdefault(event["name"].removesuffix(KERNEL), []).append(event["dur"] / 1e3)
+    return {name: statistics.median(times) for name, times in took.items()}
 
 
 def quiet_options(threads: int, optimization: str, config: dict[str, str]) -> ort.SessionOptions:

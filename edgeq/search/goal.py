@@ -48,6 +48,15 @@ class Goal:
             found.append(f"has {trial.integer:.1%} of its multiplications in integers of {self.min_integer:.0%}")
         return found
 
+    def short_of(self, trial: Trial) -> str:
+        """The first budget that a trial is over: bytes, time or energy; empty when it is within all."""
+        over = {
+            "bytes": self.max_bytes is not None and trial.bytes > self.max_bytes,
+            "time": self.min_speedup is not None and 0 < trial.speedup < self.min_speedup,
+            "energy": self.max_energy is not None and trial.energy > self.max_energy,
+        }
+        return next((name for name, is_over in over.items() if is_over), "")
+
     def allowed(self, trial: Trial) -> float:
         """The most that the metric may drop, in its own units; 0 where the goal says nothing of it."""
         return (self.max_drop or 0.0) * (abs(trial.reference) if self.relative else 1.0)

@@ -16,7 +16,7 @@ from edgeq.planning.coverage import macs
 from edgeq.planning.plan import Plan
 from edgeq.registry import load
 from edgeq.report.schema import Sensitivity
-from edgeq.types import Progress, Solution, silent
+from edgeq.types import PerBlock, Progress, QTensor, Solution, silent
 
 SAMPLES = 4
 SLIGHT = 0.25  # of the mean over nodes, on the first sample: one under it is not looked at again
@@ -25,7 +25,7 @@ SLIGHT = 0.25  # of the mean over nodes, on the first sample: one under it is no
 def sensitivity(
     model: ir.Model, plan: Plan, solution: Solution, data: Dataset, work: Path, progress: Progress = silent
 ) -> tuple[Sensitivity, ...]:
-    """A row for each integer node that rounds something, the most harmful first.
+    """A row for each node that rounds something, the most harmful first.
 
     error: mean squared change of the float outputs when this node alone is rounded, over their variance; summed over
     outputs, averaged over the first `SAMPLES` samples, or the first one's where it is `SLIGHT`. model: prepared; it
@@ -51,7 +51,21 @@ def sensitivity(
     nodes = {n.name: n for n in model.graph}
     mean = errors.sum(0) / max(len(samples), 1)
     order = np.argsort(-mean, kind="stable")
-    return tuple(Sensitivity(names[i], nodes[names[i]].op_type, float(mean[i]), macs(nodes[names[i]])) for i in order)
+    decisions, sizes = {n.name: n.decision for n in plan.nodes}, dict.fromkeys(names, (0, 0))
+    for weight in plan.weights:
+        if weight.node in sizes:
+            tensor, before = solution.weights[weight.node, weight.index], sizes[weight.node]
+            sizes[weight.node] = before[0] + stored_bytes(tensor), before[1] + 4 * tensor.data.size
+    return tuple(
+        Sensitivity(n, nodes[n].op_type, float(mean[i]), macs(nodes[n]), decisions[n], *sizes[n])
+        for i, n in ((i, names[i]) for i in order)
+    )
+
+
+def stored_bytes(tensor: QTensor) -> int:
+    """What codes and scales take; scales of blocks are float16 (see `edgeq/passes/weight_only.py`), others float32."""
+    scale = 2 if isinstance(tensor.params.spec.granularity, PerBlock) else 4
+    return tensor.data.size * tensor.params.spec.bits // 8 + scale * tensor.params.scale.size
 
 
 def output_change(wanted: Feeds, made: Feeds) -> float:

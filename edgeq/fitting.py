@@ -1,0 +1,101 @@
+"""A budget of bytes, energy or time that the best trial is over: a form for each node, checked by real runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from edgeq import target as targets
+from edgeq.errors import RecipeError
+from edgeq.recipe import Recipe
+from edgeq.registry import load
+from edgeq.report.schema import Trial
+from edgeq.search import budgets
+from edgeq.search.budgets import Form
+from edgeq.target import Target
+from edgeq.trials import Trials
+
+FITS = 4
+SAMPLES = 4
+FINER = "gptq"  # of packed weights, where the budget is met and accuracy isn't
+
+
+@dataclass(frozen=True)
+class Budget:
+    """limit: bytes, mJ or ms. cost: what a node costs of it in each form."""
+
+    limit: float
+    kind: str
+    cost: budgets.Cost
+
+    def taken(self, trial: Trial) -> float:
+        return {"bytes": float(trial.bytes), "energy": trial.energy, "time": trial.latency_ms}[self.kind]
+
+
+def fit_budget(trials: Trials) -> None:
+    """Try what the knapsack picks, with less room as long as the artifact turns out to be over the budget."""
+    assert trials.best is not None
+    kind, start, best = trials.goal.short_of(trials.best), trials.recipe, trials.best
+    aim = targets.load(start.target)
+    if not kind or start.method != "static" or aim.format != "onnx":
+        return
+    could = budgets.forms(aim)
+    rows = {f.name: trials.sensitivity(_whole(start, f), f"sensitivity, {f.name}") for f in could if not f.exact}
+    budget = _budget(trials, kind, best, start, could, aim)
+    if trials.late or budget is None:
+        return
+    offered = budgets.choices(rows, could, budget.cost)
+    room = budget.limit - (budget.taken(best) - sum(row[0].cost for row in offered.values()))
+    for _ in range(FITS):
+        try:
+            picked = budgets.fit(offered, room)
+        except RecipeError:
+            least = budget.taken(best) - sum(row[0].cost - min(c.cost for c in row) for row in offered.values())
+            trials.note("fitting", f"no form of the nodes takes less than about {least:.4g} of {kind}")
+            return
+        trial = trials.attempt(budgets.said(picked), _with(start, picked), sure=True)
+        if trial is None:
+            return
+        if (over := budget.taken(trial) - budget.limit) <= 0:
+            if trials.goal.inaccuracies(trial) and any(c.form.rule and c.form.rule.weight for c in picked.values()):
+                trials.attempt(f"{budgets.said(picked)}, by {FINER}", _with(start, picked, FINER), sure=True)
+            return
+        room -= over
+
+
+def _whole(recipe: Recipe, form: Form) -> Recipe:
+    return recipe if form.rule is None else replace(recipe, rule=(*recipe.rule, form.rule))
+
+
+def _with(recipe: Recipe, picked: dict[str, budgets.Choice], weight: str = "") -> Recipe:
+    found = budgets.rules(picked)
+    if weight:
+        found = tuple(replace(rule, weight=weight) if rule.weight else rule for rule in found)
+    return replace(recipe, rule=(*recipe.rule, *found))
+
+
+def _budget(trials: Trials, kind: str, best: Trial, start: Recipe, could: list[Form], aim: Target) -> Budget | None:
+    goal = trials.goal
+    if kind == "bytes":
+        assert goal.max_bytes is not None
+        return Budget(goal.max_bytes, kind, budgets.bytes_of)
+    if kind == "energy":
+        assert goal.max_energy is not None
+        return Budget(goal.max_energy, kind, budgets.energy_of)
+    assert goal.min_speedup is not None
+    if aim.runner != "cpu":
+        trials.note(
+            "fitting", f"the time of single nodes is measured on this machine's onnxruntime, not on {aim.runner}"
+        )
+        return None
+    kernels = {form.name: _times(trials, trials.built(_whole(start, form))) for form in could}
+    return Budget(best.latency_ms * best.speedup / goal.min_speedup, kind, budgets.time_of(kernels))
+
+
+def _times(trials: Trials, artifact: Path) -> dict[str, float]:
+    samples = list(islice(iter(trials.samples), SAMPLES)) if trials.samples is not None else []
+    times: dict[str, float] = load("edgeq.runners", "cpu").kernel_times(artifact, samples)
+    return times
