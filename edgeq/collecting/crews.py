@@ -9,17 +9,17 @@ import contextlib
 import glob
 import os
 import pickle
+import select
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import IO, Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from edgeq.collecting.workers import connect
 from edgeq.errors import ToolError
@@ -58,7 +58,12 @@ class Crew(Protocol):
 def crew(workers: int, dask: str | None) -> Iterator[Crew]:
     """So many processes, or the cluster at an address. Raises ToolError when that can't be reached."""
     if dask is None:
-        yield _Processes(workers)
+        processes = _Processes(workers)
+        try:
+            yield processes
+        finally:
+            for child in processes.idle:
+                _end(child)
         return
     with connect(dask) as client:
         yield _Cluster(dask, client)
@@ -66,59 +71,99 @@ def crew(workers: int, dask: str | None) -> Iterator[Crew]:
 
 @dataclass(frozen=True)
 class _Processes:
-    """A call is a process, so one that is killed takes no other with it."""
+    """A process each for calls under way. It serves the next one too, and where it is killed takes no other with it."""
 
     room: int
+    idle: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def ask(self, question: Callable[[], str]) -> None:
         pass
 
     def start(self, call: Call, work: str) -> Running:
+        child = self.idle.pop() if self.idle else self._child()
+        assert child.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it was killed: that is seen when it gives no answer
+            pickle.dump(call, child.stdin)
+            child.stdin.flush()
+        return _Process(child, self.idle, work)
+
+    def _child(self) -> subprocess.Popen[bytes]:
         env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # a module of the user's is found as it is here
-        with tempfile.TemporaryFile() as given, open(os.devnull, "wb") as nowhere:
-            pickle.dump(call, given)
-            given.seek(0)
-            output = tempfile.TemporaryFile()  # noqa: SIM115
-            argv = [sys.executable, "-c", _CHILD, str(os.getpid())]
-            child = process.start(argv, what="worker", env=env, stdin=given, stdout=output, stderr=nowhere)
-        return _Process(child, output, work)
+        argv = [sys.executable, "-c", _CHILD, str(os.getpid())]
+        with open(os.devnull, "wb") as nowhere:
+            return process.start(
+                argv, what="worker", env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=nowhere
+            )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Process:
     child: subprocess.Popen[bytes]
-    output: IO[bytes]
+    idle: list[subprocess.Popen[bytes]]
     work: str
 
     def result(self) -> float | None:
-        return float(process.last_line(process.tail(self.output))) if self.child.wait() == 0 else None
+        assert self.child.stdout is not None
+        answer = self.child.stdout.readline()
+        if answer:
+            self.idle.append(self.child)
+        return float(answer) if answer.strip() else None
 
     def stop(self) -> None:
+        if self.child in self.idle:
+            return
+        assert self.child.stdout is not None
         self.child.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.child.wait(_GRACE)
-        process.kill_group(self.child)
-        self.output.close()
-        for left in glob.glob(self.work):
-            shutil.rmtree(left, ignore_errors=True)
+        if select.select([self.child.stdout], [], [], _GRACE)[0]:
+            self.result()
+        if self.child not in self.idle:
+            _end(self.child)
+            for left in glob.glob(self.work):
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Of one that finds that there is no other call, or is dead, or doesn't listen."""
+    for pipe in (child.stdin, child.stdout):
+        assert pipe is not None
+        with contextlib.suppress(BrokenPipeError):
+            pipe.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        child.wait(_GRACE)
+    process.kill_group(child)
 
 
 def serve(parent: int) -> None:
-    """The life of a process: a call in, a number out. It leaves nothing when it is told to end, or nobody waits."""
+    """The life of a process: calls in, a line for each out, which is empty where it raised or was told to stop.
 
-    def leave(*_: Any) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what tidies up is not to be interrupted
-        raise KeyboardInterrupt
+    Nothing is left of a call that was stopped, or whose answer nobody waits for any more.
+    """
+    busy = False
+
+    def stop(*_: Any) -> None:
+        nonlocal busy
+        if busy:
+            busy = False  # what tidies up is not to be interrupted
+            raise KeyboardInterrupt
 
     def look() -> None:
         while os.getppid() == parent:
             time.sleep(_LOOK)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)  # a process that waits for a call reads the end of them by itself
 
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, stop)
     threading.Thread(target=look, daemon=True).start()
-    found = pickle.load(sys.stdin.buffer)()
-    sys.stdout.write(f"\n{found}\n")
+    with os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1) as answers, contextlib.suppress(EOFError):
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a call prints is no answer
+        while True:
+            call = pickle.load(sys.stdin.buffer)
+            try:
+                busy = True
+                answer = str(call())
+            except (Exception, KeyboardInterrupt):
+                answer = ""
+            busy = False
+            answers.write(f"{answer}\n")
 
 
 @dataclass(frozen=True)
