@@ -121,10 +121,8 @@ def _differs(job: bytes) -> str:
 
 def _check(what: str, given: Any) -> None:
     """Raises RecipeError for what other processes can't get."""
-    local = "__main__" in (getattr(given, "__module__", ""), type(given).__module__)
-    why = "it is of __main__" if local else ""
     try:
-        pickle.dumps(given)
+        why = "it is of __main__, which is another one there" if b"__main__" in pickle.dumps(given) else ""
     except Exception as error:  # of whatever `given` is made of
         why = io.one_line(error)
     if why:

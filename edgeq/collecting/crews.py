@@ -177,9 +177,10 @@ class _Cluster:
 
     def ask(self, question: Callable[[], str]) -> None:
         with self._named():
-            for worker, answer in self.client.run(question).items():
-                if answer:
-                    raise ToolError(f"worker {worker}: {answer}")
+            answers = self.client.run(question)
+        for worker, answer in answers.items():
+            if answer:
+                raise ToolError(f"dask at {self.address}: worker {worker} {answer}")
 
     def start(self, call: Call, work: str) -> Running:
         with self._named(), warnings.catch_warnings():
