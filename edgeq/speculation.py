@@ -69,6 +69,8 @@ class _Expected:
             wanted[digest] = recipe
             if missing == self.hands.room:
                 break
+        for digest in [digest for digest in self.running if self._there(digest)]:
+            self._collect(digest)
         self.give_up(self.running.keys() - wanted.keys())
         for digest, recipe in wanted.items():
             if not (digest in self.running or self._there(digest) or self.trials.late):
@@ -76,10 +78,13 @@ class _Expected:
         first = next(iter(wanted), "")
         if first in self.running:
             self.trials.progress("trials", len(self.trials.made), None)
-            seconds = self.running[first].result()
-            self.give_up([first])
-            if seconds is not None:
-                self.trials.ahead[first] = seconds
+            self._collect(first)
+
+    def _collect(self, digest: str) -> None:
+        seconds = self.running[digest].result()
+        self.give_up([digest])
+        if seconds is not None:
+            self.trials.ahead[digest] = seconds
 
     def give_up(self, digests: Iterable[str]) -> None:
         for digest in digests:
@@ -104,19 +109,23 @@ def _perform(job: bytes) -> float:
 
 
 def _differs(job: bytes) -> str:
-    """What is not here as it is where the search is; nothing if all is."""
-    trials: Trials = pickle.loads(job)[0]
-    targets.load(trials.recipe.target)
+    """What is not here as it is where the search is, nothing if all is; for a worker on whatever machine."""
+    try:
+        trials: Trials = pickle.loads(job)[0]
+        targets.load(trials.recipe.target)
+        model = io.sha256(io.files(trials.model))
+    except Exception as error:  # of files that are not there, and of modules
+        return f"can't begin ({io.one_line(error)}); workers need the same files under the same paths"
     if versions() != trials.about[-1]:
-        return "has other versions of edgeq's packages, or another processor: the same give the same artifact"
-    needed: list[tuple[Any, bool]] = [(trials.model, io.sha256(io.files(trials.model)) == trials.about[0])]
+        return "has other versions of packages, or another processor; only the same give the same figures"
+    needed: list[tuple[Any, bool]] = [(trials.model, model == trials.about[0])]
     for given, known in ((trials.calib, trials.about[1]), (trials.eval_data, trials.about[2])):
         if isinstance(given, (str, os.PathLike)):
             needed.append((given, content(given) == known))
     if trials.best is not None:
         needed.append((trials.output, (trials.folder(trials.best.digest) / "report.json").exists()))
-    lacking = next((path for path, same in needed if not same), None)
-    return "" if lacking is None else f"does not see {lacking} as it is here: share the folder under the same path"
+    other = next((path for path, same in needed if not same), None)
+    return "" if other is None else f"has another {other}; workers need the same files under the same paths"
 
 
 def _check(what: str, given: Any) -> None:

@@ -71,8 +71,8 @@ def leftovers(output):
 
 def test_processes_go_the_way_of_one_though_one_is_killed(case, tmp_path, monkeypatch):
     path, aim, data = case
-    monkeypatch.setattr(tune, "ROUNDINGS", ("mse", "gptq"))
-    monkeypatch.setattr(tune, "CALIBRATORS", ("lp", "entropy"))
+    monkeypatch.setattr(tune, "ROUNDINGS", ("gptq",))
+    monkeypatch.setattr(tune, "CALIBRATORS", ("entropy",))
     ways = {"goal": OFTEN, "metric": "judge:deadly"}
     one = outcome(tune.tune(path, aim, data, tmp_path / "one", **ways), tmp_path / "one")
     assert not (tmp_path / "killed").exists()
@@ -203,7 +203,7 @@ def test_refusals(case, tmp_path):
     assert "--workers 0" in refusal(RecipeError, workers=0)
     assert "leave out --workers" in refusal(RecipeError, dask="127.0.0.1:9")
     assert "metric test_refusals.<locals>.<lambda> can't be sent" in refusal(RecipeError, metric=lambda *_: 1.0)
-    assert "data generator can't be sent" in refusal(RecipeError, calib=(feed for feed in samples(4, 4, 8, 8, count=2)))
+    assert "<genexpr> can't be sent" in refusal(RecipeError, calib=(feed for feed in samples(4, 4, 8, 8, count=2)))
     assert not (tmp_path / "out").exists()
     script = f"import edgeq.tune as t\ndef own(*_): return 1.0\nt.tune({str(path)!r}, {aim!r}, {str(data)!r}, 'o', "
     script += "goal=t.Goal(min_sqnr=300.0), workers=2, metric=own)"
@@ -234,6 +234,21 @@ def test_no_process_is_left(case, tmp_path, how):
     assert leftovers(tmp_path / "out") == []
 
 
+def test_what_a_worker_has_otherwise_is_named(prepared, monkeypatch):
+    made, recipes, _ = prepared
+    job = pickle.dumps((made, recipes[0], False))
+    assert speculation._differs(job) == ""
+    with monkeypatch.context() as patch:
+        patch.setattr(speculation, "versions", dict)
+        assert "other versions" in speculation._differs(job)
+    shutil.move(made.output, f"{made.output}2")
+    assert f"another {made.output};" in speculation._differs(job)
+    np.savez(made.calib, x=np.zeros((60, 4, 8, 8), np.float32))
+    assert f"another {made.calib};" in speculation._differs(job)
+    made.model.unlink()
+    assert "can't begin" in speculation._differs(job)
+
+
 def test_a_cluster_goes_the_same_way(case, tmp_path, monkeypatch):
     require("distributed", DASK)
     from distributed import LocalCluster
@@ -248,7 +263,7 @@ def test_a_cluster_goes_the_same_way(case, tmp_path, monkeypatch):
         two = outcome(tune.tune(path, aim, data, tmp_path / "two", dask=address, **ways), tmp_path / "two")
         assert two == one
         monkeypatch.chdir(tmp_path)  # where the cluster's workers are not
-        with pytest.raises(ToolError, match=r"dask at .* does not see d\.npz as it is here") as caught:
+        with pytest.raises(ToolError, match=r"dask at .* can't begin \(d\.npz: no such file.* same files") as caught:
             tune.tune(path, aim, "d.npz", tmp_path / "three", dask=address, **ways)
         assert "\n" not in str(caught.value)
     monkeypatch.setattr(workers, "_WAIT", 0.3)

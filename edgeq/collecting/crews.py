@@ -83,7 +83,7 @@ class _Processes:
         child = self.idle.pop() if self.idle else self._child()
         assert child.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it was killed: that is seen when it gives no answer
-            pickle.dump(call, child.stdin)
+            pickle.dump(pickle.dumps(call), child.stdin)
             child.stdin.flush()
         return _Process(child, self.idle, work)
 
@@ -138,10 +138,11 @@ def serve(parent: int) -> None:
 
     Nothing is left of a call that was stopped, or whose answer nobody waits for any more.
     """
-    busy = False
+    busy = told = False
 
     def stop(*_: Any) -> None:
-        nonlocal busy
+        nonlocal busy, told
+        told = True
         if busy:
             busy = False  # what tidies up is not to be interrupted
             raise KeyboardInterrupt
@@ -156,12 +157,12 @@ def serve(parent: int) -> None:
     with os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1) as answers, contextlib.suppress(EOFError):
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what a call prints is no answer
         while True:
-            call = pickle.load(sys.stdin.buffer)
-            try:
-                busy = True
-                answer = str(call())
-            except (Exception, KeyboardInterrupt):
-                answer = ""
+            packed, told = pickle.load(sys.stdin.buffer), False  # what was told before was of the last call
+            answer = ""
+            with contextlib.suppress(Exception, KeyboardInterrupt):
+                call = pickle.loads(packed)  # with what it imports, which is not to be interrupted
+                busy = not told
+                answer = str(call()) if busy else ""
             busy = False
             answers.write(f"{answer}\n")
 
