@@ -62,8 +62,9 @@ def crew(workers: int, dask: str | None) -> Iterator[Crew]:
         try:
             yield processes
         finally:
-            for child in processes.idle:
-                _end(child)
+            for step in (_close, _end):  # all hear of it before one is waited for
+                for child in processes.idle:
+                    step(child)
         return
     with connect(dask) as client:
         yield _Cluster(dask, client)
@@ -122,12 +123,16 @@ class _Process:
                 shutil.rmtree(left, ignore_errors=True)
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Of one that finds that there is no other call, or is dead, or doesn't listen."""
+def _close(child: subprocess.Popen[bytes]) -> None:
     for pipe in (child.stdin, child.stdout):
         assert pipe is not None
         with contextlib.suppress(BrokenPipeError):
             pipe.close()
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """Of one that finds that there is no other call, or is dead, or doesn't listen."""
+    _close(child)
     with contextlib.suppress(subprocess.TimeoutExpired):
         child.wait(_GRACE)
     process.kill_group(child)
