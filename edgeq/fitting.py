@@ -96,6 +96,7 @@ def _budget(trials: Trials, kind: str, best: Trial, start: Recipe, could: list[F
 
 
 def _times(trials: Trials, artifact: Path) -> dict[str, float]:
-    samples = list(islice(iter(trials.samples), SAMPLES)) if trials.samples is not None else []
+    judges = trials.judges()
+    samples = list(islice(iter(judges), SAMPLES)) if judges is not None else []
     times: dict[str, float] = load("edgeq.runners", "cpu").kernel_times(artifact, samples)
     return times

@@ -3,6 +3,7 @@
 A trial lies in a folder named by the hash of all that it depends on, so one that is there already is not run again.
 What float answers and what calibration saw are kept beside them, and serve every trial. A trial is looked at on `FEW`
 samples before it is verified on all of them: the metric is for those that are nearer to float than the best so far.
+What is found is judged as what is run, so the trials of a tuning don't depend on what lies there already.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,7 +34,7 @@ from edgeq.report.build import versions
 from edgeq.report.schema import Report, Sensitivity, Trial, load
 from edgeq.request import open_samples, with_images
 from edgeq.search.goal import Goal
-from edgeq.types import Progress
+from edgeq.types import Progress, silent
 from edgeq.verifying.glimpse import glimpse
 from edgeq.verifying.scores import Agreement, MetricFunction
 
@@ -41,10 +42,20 @@ FOLDER = ".trials"
 FEW = 24
 GAIN = 0.1  # dB on those samples that a trial must have over the best
 
+Expect = Callable[[Iterable[Recipe], bool], None]
+"""Told of the recipes that may be asked for next, in that order, and whether they are `sure`."""
+
+
+def unprepared(recipes: Iterable[Recipe], sure: bool) -> None:
+    """The Expect that leaves each trial to its turn."""
+
 
 @dataclass
 class Trials:
-    """The trials of one model, and the best recipe so far."""
+    """The trials of one model, and the best recipe so far.
+
+    expect: see `edgeq.speculation`; ahead: seconds that trials took which were run before their turn, by digest.
+    """
 
     model: Path
     calib: Any
@@ -58,17 +69,33 @@ class Trials:
     made: list[Trial] = field(default_factory=list)
     best: Trial | None = None
     began: float = field(default_factory=time.monotonic)
+    expect: Expect = unprepared
+    ahead: dict[str, float] = field(default_factory=dict)
     _seen: dict[Path, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         data = (content(self.calib), content(self.eval_data))
         self.about = [io.sha256(io.files(self.model)), *data, self.labels, name_of(self.metric), versions()]
+        self.few = self._few()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which runs a trial and tells nobody how far it is."""
+        return self.__dict__ | {"progress": silent, "expect": unprepared, "few": None, "made": []}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.few = self._few()
+
+    def judges(self) -> Dataset | None:
+        """The samples that trials are judged by."""
         source = io.load(self.model)
         given = self.calib if self.eval_data is None else self.eval_data
-        samples = open_samples(given, with_images(self.recipe, source), source)
+        return open_samples(given, with_images(self.recipe, source), source)
+
+    def _few(self) -> Dataset | None:
+        samples = self.judges()
         many = samples is not None and samples.count is not None and samples.count >= 2 * FEW
-        self.samples = samples
-        self.few: Dataset | None = samples.sample(FEW, 0) if many and samples is not None else None
+        return samples.sample(FEW, 0) if many and samples is not None else None
 
     @property
     def late(self) -> bool:
@@ -83,24 +110,16 @@ class Trials:
 
         sure: the metric is asked whatever a few samples say.
         """
-        worth = None if sure else partial(self._worth, recipe)
-        if self.late:
+        digest, start = self.digest(recipe), time.monotonic()
+        if self.late and digest not in self.ahead:  # that one began in time
             return None
-        digest, start = _digest([*self.about, dump(recipe)]), time.monotonic()
-        folder = self.output / FOLDER / digest
-        fresh = not (folder / "report.json").exists()
+        folder = self.folder(digest)
         try:
-            report = self._run(recipe, folder, worth=worth) if fresh else load(folder)
-            if (
-                report.verification is None
-                and not fresh
-                and (sure or self._worth(recipe, folder / report.artifact.file))
-            ):
-                report, fresh = self._run(recipe, folder, worth=worth), True
+            report, fresh = self.run(recipe, sure)
         except EdgeqError as error:
             self.made.append(Trial(step, digest, problem=str(error), seconds=time.monotonic() - start))
             return None
-        seconds = time.monotonic() - start if fresh else 0.0
+        seconds = time.monotonic() - start if fresh else self.ahead.pop(digest, 0.0)
         if report.verification is None:
             found, best = (self._glimpse(recipe, d / report.artifact.file) for d in (folder, self._best_folder))
             why = f"{found:.1f} dB on {FEW} samples, the best has {best:.1f}: not measured further"
@@ -119,16 +138,35 @@ class Trials:
 
     def built(self, recipe: Recipe) -> Path:
         """The artifact of a recipe, made or found, not verified."""
-        folder = self.output / FOLDER / _digest([*self.about, dump(recipe), "built"])
+        folder = self.folder(self.digest(recipe, "built"))
         report = load(folder) if (folder / "report.json").exists() else self._run(recipe, folder, check=False)
         return folder / report.artifact.file
+
+    def run(self, recipe: Recipe, sure: bool) -> tuple[Report, bool]:
+        """The report of a trial, and whether it was run for it; without a verification where it is not worth one."""
+        folder = self.folder(self.digest(recipe))
+        if (folder / "report.json").exists():
+            report = load(folder)
+            if not sure and not self._worth(recipe, folder / report.artifact.file):
+                return msgspec.structs.replace(report, verification=None), False
+            if report.verification is not None:
+                return report, False
+        return self._run(recipe, folder, worth=None if sure else partial(self._worth, recipe)), True
+
+    def digest(self, recipe: Recipe, *more: str) -> str:
+        """Of all that a trial depends on."""
+        parts = [*self.about, dump(recipe), *more]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
+
+    def folder(self, digest: str) -> Path:
+        return self.output / FOLDER / digest
 
     def sensitivity(self, recipe: Recipe, step: str = "sensitivity") -> tuple[Sensitivity, ...]:
         """What the rounding of each node alone does to the outputs, measured or found; nothing when time is up."""
         if self.late:
             return ()
-        digest, start = _digest([*self.about, dump(recipe), "sensitivity"]), time.monotonic()
-        folder = self.output / FOLDER / digest
+        digest, start = self.digest(recipe, "sensitivity"), time.monotonic()
+        folder = self.folder(digest)
         fresh = not (folder / "report.json").exists()
         rows = (self._run(recipe, folder, rank=True, check=False) if fresh else load(folder)).sensitivity
         whole = sum(row.error for row in rows) or 1.0
@@ -145,7 +183,7 @@ class Trials:
     @property
     def _best_folder(self) -> Path:
         assert self.best is not None
-        return self.output / FOLDER / self.best.digest
+        return self.folder(self.best.digest)
 
     def _run(self, recipe: Recipe, folder: Path, **ways: Any) -> Report:
         stats = self.output / FOLDER / f"{statistics_key(self.about, recipe)}.stats"
@@ -187,10 +225,6 @@ def _trial(step: str, digest: str, report: Report, folder: Path, seconds: float)
         step, digest, metric.name, metric.reference, metric.quantized, metric.drop, min(decibels, default=999.0),
         report.artifact.bytes, share, speed, joules, seconds, latency_ms=latency,
     )  # fmt: skip
-
-
-def _digest(parts: list[Any]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
 def name_of(metric: str | MetricFunction | None) -> str:

@@ -32,6 +32,7 @@ from edgeq.request import resolve_recipe
 from edgeq.search.budgets import wide_type
 from edgeq.search.goal import Goal, front
 from edgeq.search.mixing import mixes
+from edgeq.speculation import ahead
 from edgeq.trials import FOLDER, Trials
 from edgeq.types import Progress, silent
 from edgeq.verifying.scores import MetricFunction
@@ -54,6 +55,8 @@ def tune(
     labels: str | None = None,
     metric: str | MetricFunction | None = None,
     everything: bool = False,
+    workers: int = 1,
+    dask: str | None = None,
     progress: Progress = silent,
 ) -> Tuning:
     """The first artifact that meets the goal, in `output`, with `tuning.json` beside it; else the best there is.
@@ -61,7 +64,9 @@ def tune(
     Without labels and metric, a drop is that of agreement with the float model (of the greatest element of each row of
     the first output). everything: go on when the goal is met, as long as no node is given up. Trials lie in
     `output/.trials`; with data that has no name (a callable, an iterator) they are found again only by the same call.
-    Raises CalibrationError without data, and what the first trial raises.
+    workers, dask: processes, or a Dask cluster that sees the same files, which run the trials that may come next; the
+    trials are those of one process (`edgeq.speculation`). Raises CalibrationError without data, and what the first
+    trial raises.
     """
     if (goal.max_drop, goal.min_sqnr) == (None, None):
         raise RecipeError("a tuning needs to know what may be lost: give --max-drop or --min-sqnr")
@@ -69,18 +74,8 @@ def tune(
         raise RecipeError("a tuning needs data: give --calib")
     path, chosen = Path(model), resolve_recipe(recipe, target)
     trials = Trials(path, calib, eval_data, labels, metric, goal, Path(output), progress, chosen)
-    if trials.attempt("as given", chosen) is None:
-        raise EdgeqError(trials.made[-1].problem)
-    ops = {node.op_type for node in io.read_graph(path).graph.all_nodes()}
-    _climb(trials, _repairs(ops), everything)
-    if not trials.done:
-        fit_budget(trials)
-    if not trials.done:
-        _mix(trials)
-        _climb(trials, _repairs(ops, " behind that"))  # what one bad layer made useless may help now that it is float
-    _climb(trials, _settings(), everything)
-    if not trials.done:
-        trials.attempt("dynamic", replace(chosen, method="dynamic", passes=()))
+    with ahead(trials, workers, dask):
+        _search(trials, everything)
     trials.settle()
     assert trials.best is not None
     best, about = trials.best, (str(path), chosen.target, tuple(trials.made))
@@ -89,11 +84,29 @@ def tune(
     return found
 
 
+def _search(trials: Trials, everything: bool) -> None:
+    given = trials.recipe
+    if trials.attempt("as given", given) is None:
+        raise EdgeqError(trials.made[-1].problem)
+    ops = {node.op_type for node in io.read_graph(trials.model).graph.all_nodes()}
+    _climb(trials, _repairs(ops), everything)
+    if not trials.done:
+        fit_budget(trials)
+    if not trials.done:
+        _mix(trials)
+        _climb(trials, _repairs(ops, " behind that"))  # what one bad layer made useless may help now that it is float
+    _climb(trials, _settings(), everything)
+    if not trials.done:
+        trials.attempt("dynamic", replace(given, method="dynamic", passes=()))
+
+
 def _climb(trials: Trials, steps: Iterator[Step], everything: bool = False) -> None:
     """Each step changes the best recipe so far."""
-    for name, change in steps:
+    listed = list(steps)
+    for at, (name, change) in enumerate(listed):
         if trials.done and not everything:
             return
+        trials.expect((later(trials.recipe) for _, later in listed[at:]), False)
         changed = change(trials.recipe)
         if changed != trials.recipe:
             trials.attempt(name, changed)
@@ -136,16 +149,30 @@ def _mix(trials: Trials) -> None:
 
 def _bisect(trials: Trials, start: Recipe, sets: list[tuple[str, ...]], rule: Override, title: str) -> None:
     """The last of the sets is tried first."""
+
+    def mixed(at: int) -> Recipe:
+        named = replace(rule, nodes=tuple(map(glob.escape, sets[at])))  # names, no patterns
+        return replace(start, rule=(*start.rule, named))
+
     low, high = 0, len(sets) - 1
     probe = high
     while low <= high:
-        named = replace(rule, nodes=tuple(map(glob.escape, sets[probe])))  # names, no patterns
-        trial = trials.attempt(f"{len(sets[probe])} {title}", replace(start, rule=(*start.rule, named)), sure=True)
+        trials.expect((mixed(at) for at in _probes(low, high, probe)), True)
+        trial = trials.attempt(f"{len(sets[probe])} {title}", mixed(probe), sure=True)
         if trial is None:
             return
         enough = not trials.goal.inaccuracies(trial) or trial.integer < trials.goal.min_integer
         low, high = (low, probe - 1) if enough else (probe + 1, high)
         probe = (low + high) // 2
+
+
+def _probes(low: int, high: int, probe: int) -> Iterator[int]:
+    """What a bisection asks, and what it could ask next, the nearest first."""
+    spans = [(low, high, probe)]
+    for low, high, probe in spans:
+        if low <= high:
+            yield probe
+            spans += [(low, probe - 1, (low + probe - 1) // 2), (probe + 1, high, (probe + 1 + high) // 2)]
 
 
 def _sentence(trials: Trials) -> str:

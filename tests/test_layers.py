@@ -16,7 +16,7 @@ FILES = sorted((ROOT / "edgeq").rglob("*.py"))
 
 FLOORS = (
     {"__init__", "__main__", "cli", "pytest_plugin"},
-    {"gate", "trials", "fitting", "tune"},
+    {"gate", "fitting", "speculation", "trials", "tune"},
     {"pipeline", "recalibration", "retarget"},
     {"package", "search"},
     {"collecting", "verifying", "request"},
@@ -34,7 +34,7 @@ LEVEL = {unit: -depth for depth, floor in enumerate(FLOORS) for unit in floor}
 # The only steps sideways. Within a line each unit imports from those that follow it, so there is no way round.
 SIDEWAYS = (
     ("__main__", "cli", "__init__"),
-    ("tune", "fitting", "trials"),
+    ("tune", "fitting", "speculation", "trials"),
     ("train", "export", "export_quantized", "runners", "formats"),
     ("nnapi", "planning"),
     ("data", "lock", "recipe", "target"),

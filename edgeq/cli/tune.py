@@ -32,6 +32,11 @@ def tune(
     time_budget: Annotated[float, typer.Option(help="Seconds after which no further trial begins.")] = float("inf"),
     recipe: Annotated[Path | None, typer.Option(help="A recipe.toml to start from.")] = None,
     everything: Annotated[bool, typer.Option("--everything", help="Go on when the budget is met.")] = False,
+    workers: Annotated[int, typer.Option(help="Processes that run trials; the result is the same.")] = 1,
+    dask: Annotated[
+        str | None,
+        typer.Option(help="Scheduler of a Dask cluster, HOST:PORT, whose workers see the same files as this machine."),
+    ] = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -62,6 +67,8 @@ def tune(
             labels=labels,
             metric=metric,
             everything=everything,
+            workers=workers,
+            dask=dask,
             progress=advance,
         )
     if as_json:

@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -102,15 +103,13 @@ def on_dask(address: str, model: Path, split: Callable[[int], list[bytes]], prog
     The workers need edgeq, and the data where `open_data` looks for it; model and tasks are sent as bytes. Raises
     ToolError when the cluster can't be reached or gives up, and what a task raised.
     """
-    try:
-        from distributed import Client, as_completed
-    except ImportError:
-        raise ToolError("--dask needs distributed: pip install 'edgeq[dask]'") from None
     files = [(str(f.relative_to(model.parent)), f.read_bytes()) for f in io.files(model)]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a large graph: that is the model, sent once
-            with Client(address, timeout=_WAIT, set_as_default=False) as client, client.as_current():
+            with connect(address) as client, client.as_current():
+                from distributed import as_completed
+
                 tasks = split(2 * max(len(client.nthreads()), 1))
                 # Not scattered: what a task made is made again when the worker that holds it dies.
                 shared = client.submit(list, files, pure=False)
@@ -122,6 +121,18 @@ def on_dask(address: str, model: Path, split: Callable[[int], list[bytes]], prog
         raise
     except Exception as error:  # the client raises errors of its own, of the network, and of the workers' Python
         raise ToolError(f"dask at {address}: {io.one_line(error)}; see the log of its workers") from None
+
+
+def connect(address: str) -> Any:
+    """A client of the Dask cluster. Raises ToolError when it can't be reached."""
+    try:
+        from distributed import Client
+    except ImportError:
+        raise ToolError("--dask needs distributed: pip install 'edgeq[dask]'") from None
+    try:
+        return Client(address, timeout=_WAIT, set_as_default=False)
+    except Exception as error:  # the client raises errors of its own, and of the network
+        raise ToolError(f"dask at {address}: {io.one_line(error)}; see the log of its scheduler") from None
 
 
 def _remote(files: list[tuple[str, bytes]], task: bytes) -> bytes:

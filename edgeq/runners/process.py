@@ -53,8 +53,8 @@ def start(
     what: str,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
-    stdin: IO[bytes] | None = None,
-    stdout: IO[bytes],
+    stdin: IO[bytes] | int | None = None,
+    stdout: IO[bytes] | int,
     stderr: IO[bytes],
 ) -> subprocess.Popen[bytes]:
     """A child in its own group. Raises ToolError when the program is not there."""
