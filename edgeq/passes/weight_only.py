@@ -26,6 +26,7 @@ from edgeq.planning.plan import PACKED, Plan, weight_axis
 from edgeq.target import Target
 from edgeq.types import Packed, PerBlock, QParams, QTensor, Solution
 
+_FIRST = 64  # rows by which most columns of scales are told apart
 WIDEST = 256  # block of MatMulNBits and GatherBlockQuantized
 INPUT_BLOCK = 32
 """Of MatMulNBits at level 4, which rounds its input to int8 block by block, however many of them share a scale."""
@@ -95,7 +96,9 @@ class _Writer:
 
     def _scales(self, name: str, scales: np.ndarray) -> ir.Value:
         """Scales (N, blocks). A column like the one before it is not stored again, but looked up once, at loading."""
-        fresh = np.append(True, (scales[:, 1:] != scales[:, :-1]).any(0))
+        fresh = _differs(scales[:_FIRST])
+        if not fresh.all():
+            fresh = _differs(scales)
         held = self.build.reals(name, scales[:, fresh])
         if fresh.all():
             return held
@@ -183,6 +186,11 @@ class _Writer:
         packed = pack.pack(np.ascontiguousarray(codes), int(dtype.lstrip("uint")))
         tensor = ir.PackedTensor(packed, TYPES[dtype], shape=ir.Shape(codes.shape), name=free)
         return add_initializer(self.model.graph, free, tensor)
+
+
+def _differs(scales: np.ndarray) -> np.ndarray:
+    """Which columns are not like the one before."""
+    return np.append(True, (scales[:, 1:] != scales[:, :-1]).any(0))
 
 
 def _held(tensor: QTensor | Packed) -> np.ndarray:

@@ -52,14 +52,15 @@ def in_tiles(
     """
     lengths = steps(w.shape, spec, tile)
     assert lengths is not None
-    whole = np.asarray(w)
+    np.empty(64 * tile, np.uint8)  # the C library keeps what is freed, tile by tile, once it has seen a larger piece go
+    whole = np.asarray(w)  # a view of a mapped array is slow to make
     shape = affine.params_shape(w.shape, spec.granularity)
-    scale = np.empty(shape, np.float32)
+    scale = np.empty(shape, np.float32, order="F" if _down(spec) else "C")  # a channel's blocks side by side
     middle = np.broadcast_to(np.int32(affine.middle(spec)), shape)  # of a symmetric spec, in no memory
     zero = middle if spec.symmetric else np.empty(shape, np.int32)
 
     def one(place: Place) -> None:
-        q = solve(whole[place])
+        q = solve(np.ascontiguousarray(whole[place]))  # rows that lie powers of two apart share few lines of a cache
         store(place, q.data)
         groups = _groups(place, spec)
         scale[groups] = q.params.scale
@@ -93,6 +94,10 @@ def packed(
         pack.packed_rows(codes, spec, axis, rows[place[1 - axis], start:stop])
 
     return Packed(rows, in_tiles(solve, w, spec, store, tile), w.shape)
+
+
+def _down(spec: QSpec) -> bool:
+    return isinstance(spec.granularity, PerBlock) and spec.granularity.axis % 2 == 0
 
 
 def _groups(place: Place, spec: QSpec) -> Place:
