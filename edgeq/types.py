@@ -183,7 +183,8 @@ class Stats:
 class Solution:
     """The numbers found for a plan: activation groups by name, weights by (node, input index), biases by node.
 
-    A weight is in `weights`, `packed` or `codes`; what is added to a layer's output on top of it, in `corrections` by node.
+    A weight is in `weights`, `packed` or `codes`; what is added to a layer's output on top of it, in `corrections` by
+    node.
     """
 
     groups: dict[str, QParams]

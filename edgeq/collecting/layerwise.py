@@ -123,9 +123,12 @@ def _solve(
         features = correction.outlying(layer.weight, plan.spec, layer.stats, plan.outliers)
         shown = replace(layer, weight=correction.without(layer.weight, plan.spec, features))
     if layer.packs and keep is None:
-        quantize = partial(algorithm(plan.algorithm).quantize, spec=plan.spec, **dict(plan.settings))
+        found = algorithm(plan.algorithm)
+        quantize = partial(found.quantize, spec=plan.spec, **dict(plan.settings))
         read_ahead(layer.weight)
-        solution.packed[key] = tiles.packed(quantize, layer.weight, plan.spec, partial(spilled, folder=work))
+        rows = partial(spilled, folder=work)
+        any_shape = hasattr(found, "ANY_SHAPE")
+        solution.packed[key] = tiles.packed(quantize, layer.weight, plan.spec, rows, any_shape=any_shape)
         let_go(solution.packed[key].rows)
         return None, None
     solved = _kept(shown, keep, work, device)

@@ -169,9 +169,11 @@ def quantize(x: np.ndarray, params: QParams) -> np.ndarray:
     np.rint(q, out=q)
     if zero.any():
         q += zero.astype(real)
-    if np.isnan(q.min(initial=0.0)):
+    low, high = q.min(initial=spec.qmin), q.max(initial=spec.qmax)
+    if np.isnan(low):
         q = np.where(np.isnan(q), zero.astype(real), q)
-    np.clip(q, spec.qmin, spec.qmax, out=q)
+    if not (low >= spec.qmin and high <= spec.qmax):
+        np.clip(q, spec.qmin, spec.qmax, out=q)
     return q.astype(storage_dtype(spec.dtype)).reshape(x.shape)
 
 

@@ -33,19 +33,19 @@ def _pack_rows(codes: np.ndarray, bits: int) -> np.ndarray:
     return out
 
 
-def _pack_columns(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Pack axis 0 of unsigned codes, padded with zeros to whole bytes."""
-    per = 8 // bits
-    if per == 1:
-        return codes
+def _pack_columns(codes: np.ndarray, bits: int, shift: int) -> np.ndarray:
+    """Pack axis 0 of codes, seen as uint8, that `shift` makes unsigned; padded with zeros to whole bytes.
+
+    byte = Σ (code_i + shift) 2^(bits i) = Σ code_i 2^(bits i) + shift Σ 2^(bits i)  mod 256
+    """
+    per, up = 8 // bits, np.uint8(2**bits % 256)
     if len(codes) % per:
-        codes = np.pad(codes, ((0, -len(codes) % per), (0, 0)))
-    out = codes[per - 1 :: per] * np.uint8(1 << bits)  # numpy multiplies bytes many at once, and shifts them singly
-    for i in range(per - 2, 0, -1):
-        out |= codes[i::per]
-        out *= np.uint8(1 << bits)
-    out |= codes[::per]
-    return out
+        codes = np.pad(codes, ((0, -len(codes) % per), (0, 0)), constant_values=-shift % 256)
+    out = codes[per - 1 :: per].copy() if per > 1 else codes
+    for i in range(per - 2, -1, -1):
+        out *= up  # numpy multiplies bytes many at once, and shifts them one by one
+        out += codes[i::per]
+    return out + np.uint8(shift * (255 // (2**bits - 1)) % 256)
 
 
 def _unpack_rows(packed: np.ndarray, bits: int, length: int) -> np.ndarray:
@@ -137,16 +137,19 @@ def packed_rows(codes: np.ndarray, spec: QSpec, axis: int, out: np.ndarray | Non
     rows = np.empty((n, -(-k * spec.bits // 8)), np.uint8) if out is None else out
     step = max(1, _TILE // max(k, 1))
     for start in range(0, n, step):  # a tile of codes stays in the cache, and bytes are turned round, not codes
-        unsigned = columns[:, start : start + step].view(np.uint8) + np.uint8(_shift(spec))
-        rows[start : start + step] = _pack_columns(unsigned, spec.bits).T
+        tile = columns[:, start : start + step].view(np.uint8)
+        rows[start : start + step] = _pack_columns(tile, spec.bits, _shift(spec)).T
     return rows
 
 
 def packs(spec: QSpec) -> bool:
-    """Has MatMulNBits a form for a matrix of such codes, whatever its shape? A channel's scale is that of its blocks."""
-    granularity = spec.granularity
-    whole = isinstance(granularity, PerChannel)
-    return spec.bits in MATMUL_BITS and (whole or (isinstance(granularity, PerBlock) and takes_block(granularity.size)))
+    """Has MatMulNBits a form for any matrix of such codes? One scale a channel is that of its blocks."""
+    match spec.granularity:
+        case PerBlock(_, size):
+            return spec.bits in MATMUL_BITS and takes_block(size)
+        case PerChannel():
+            return spec.bits in MATMUL_BITS
+    return False
 
 
 def holds_three_bits(spec: QSpec) -> bool:

@@ -73,18 +73,19 @@ class _Writer:
         else:
             self._dequantize(node, tensor)
 
-    def _nbits(self, node: ir.Node, tensor: QTensor | Packed) -> None:
+    def _nbits(self, node: ir.Node, tensor: Codes) -> None:
         if self.target.accuracy_level == 4:
             tensor = finer(tensor, INPUT_BLOCK)
         source, (k, n), granularity = node.inputs[1], tensor.shape, tensor.params.spec.granularity
         assert source is not None
         assert isinstance(granularity, PerBlock)
-        key = self.build.key(source, _held(tensor), tensor.params.scale)
+        key: tuple[str, bytes] = self.build.key(source, _held(tensor), tensor.params.scale)
         if key not in self.stored:
             base = source.name or "weight"
             scales, zeros = pack.matmul_scales(tensor)
             zero = None if zeros is None else self.build.init(f"{base}_zero_point", zeros)
-            self.stored[key] = [self._packed(f"{base}_q", tensor, scales.shape), self._scales(f"{base}_scale", scales), zero]
+            packed = self._packed(f"{base}_q", tensor, scales.shape)
+            self.stored[key] = [packed, self._scales(f"{base}_scale", scales), zero]
         if granularity.axis % 2:
             k, n = n, k
         attributes = {
@@ -99,9 +100,9 @@ class _Writer:
         fresh = _differs(scales[:_FIRST])
         if not fresh.all():
             fresh = _differs(scales)
-        held = self.build.reals(name, scales[:, fresh])
         if fresh.all():
-            return held
+            return self.build.reals(name, scales)
+        held = self.build.reals(name, scales[:, fresh])
         place = np.cumsum(fresh) - 1
         if place.tobytes() not in self.places:
             self.places[place.tobytes()] = self.build.init("scale_of_block", place)
@@ -238,4 +239,3 @@ def unsigned(tensor: QTensor) -> QTensor:
     return QTensor(
         codes, QParams(tensor.params.scale, tensor.params.zero_point + 128, replace_fields(spec, dtype="uint8"))
     )
-

@@ -15,44 +15,51 @@ import numpy as np
 from edgeq.numerics import affine, pack
 from edgeq.types import Packed, PerBlock, PerChannel, QParams, QSpec, QTensor
 
-_TILE = 1 << 17  # weights: half a megabyte, beside which codes and scratch fit a core's second cache
-_WIDE = 1 << 9  # columns of a tile of blocks down them, so that what is packed of each makes whole cache lines
+_TILE = 1 << 18  # weights
+# Half a megabyte, so that scratch fits a core's cache too, and of each column so much that its bytes fill cache lines.
+_NARROW, _COLUMNS = 1 << 17, 1 << 8
 
 Place = tuple[slice, ...]
+Solve = Callable[[np.ndarray], QTensor]
 
 
-def steps(shape: tuple[int, ...], spec: QSpec, tile: int = _TILE) -> tuple[int, ...] | None:
-    """How long a tile of about so many weights is along each axis, in whole groups. None for one group."""
-    rank, most = len(shape), tile
+def steps(shape: tuple[int, ...], spec: QSpec, tile: int = _TILE, columns: int | None = None) -> tuple[int, ...] | None:
+    """How long a tile of about so many weights is along each axis, in whole groups. None for one group.
+
+    columns: how many of a matrix a tile with blocks down them has at most.
+    """
     found = list(shape)
     match spec.granularity:
         case PerBlock(axis, size):
-            cut, multiple = 0, size if axis % rank == 0 else 1
-            if rank == 2 and multiple > 1:
-                found[1] = min(shape[1], _WIDE)
+            cut, multiple = 0, size if axis % len(shape) == 0 else 1
+            if columns is not None and len(shape) == 2 and _down(spec):
+                found[1] = min(found[1], columns)
         case PerChannel(axis):
-            cut, multiple = axis % rank, 1
+            cut, multiple = axis % len(shape), 1
         case _:
             return None
     across = int(np.prod(found)) // max(found[cut], 1)
-    found[cut] = max(1, most // max(across, 1) // multiple) * multiple
+    found[cut] = max(1, tile // max(across, 1) // multiple) * multiple
     return tuple(found)
 
 
 def in_tiles(
-    solve: Callable[[np.ndarray], QTensor],
+    solve: Solve,
     w: np.ndarray,
     spec: QSpec,
     store: Callable[[Place, np.ndarray], object],
-    tile: int = _TILE,
+    tile: int | None = None,
+    any_shape: bool = False,
 ) -> QParams:
     """The parameters of `solve(w)`, tile by tile; `store` gets each tile's place and codes, in no order.
 
-    It may be an array's `__setitem__`. `spec` must have more than one group. Raises what `solve` does.
+    It may be an array's `__setitem__`. `spec` must have more than one group. any_shape: a group gets the same numbers
+    in tiles of any shape, where sums in floating point would depend on it. Raises what `solve` does.
     """
-    lengths = steps(w.shape, spec, tile)
+    lengths = steps(w.shape, spec, tile or _NARROW, _COLUMNS) if any_shape else steps(w.shape, spec, tile or _TILE)
     assert lengths is not None
-    np.empty(64 * tile, np.uint8)  # the C library keeps what is freed, tile by tile, once it has seen a larger piece go
+    # The C library keeps what is freed, tile by tile, once it has seen a larger piece go.
+    np.empty(64 * _TILE, np.uint8)
     whole = np.asarray(w)  # a view of a mapped array is slow to make
     shape = affine.params_shape(w.shape, spec.granularity)
     scale = np.empty(shape, np.float32, order="F" if _down(spec) else "C")  # a channel's blocks side by side
@@ -60,7 +67,8 @@ def in_tiles(
     zero = middle if spec.symmetric else np.empty(shape, np.int32)
 
     def one(place: Place) -> None:
-        q = solve(np.ascontiguousarray(whole[place]))  # rows that lie powers of two apart share few lines of a cache
+        part = whole[place]  # its rows lie powers of two apart, and share few lines of a cache
+        q = solve(np.ascontiguousarray(part) if any_shape else part)
         store(place, q.data)
         groups = _groups(place, spec)
         scale[groups] = q.params.scale
@@ -75,11 +83,12 @@ def in_tiles(
 
 
 def packed(
-    solve: Callable[[np.ndarray], QTensor],
+    solve: Solve,
     w: np.ndarray,
     spec: QSpec,
     empty: Callable[[tuple[int, ...], np.dtype], np.ndarray],
-    tile: int = _TILE,
+    tile: int | None = None,
+    any_shape: bool = False,
 ) -> Packed:
     """`solve(w)` of a matrix, packed tile by tile: each is read once, and no code is in memory for longer.
 
@@ -93,7 +102,7 @@ def packed(
         start, stop = (-(-k * spec.bits // 8) for k in (place[axis].start, place[axis].stop))
         pack.packed_rows(codes, spec, axis, rows[place[1 - axis], start:stop])
 
-    return Packed(rows, in_tiles(solve, w, spec, store, tile), w.shape)
+    return Packed(rows, in_tiles(solve, w, spec, store, tile, any_shape), w.shape)
 
 
 def _down(spec: QSpec) -> bool:
