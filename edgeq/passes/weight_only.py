@@ -58,6 +58,7 @@ class _Writer:
         self.model, self.solution, self.target, self.build = model, solution, target, Builder(model)
         self.stored: dict[tuple[str, bytes], list[ir.Value | None]] = {}
         self.places: dict[bytes, ir.Value] = {}
+        self.written: np.ndarray | None = None  # what the weight written last was read from
 
     def rewrite(self, node: ir.Node) -> None:
         key, channel = (node.name or "", 0 if node.op_type == "Gather" else 1), weight_axis(node, "channel")
@@ -119,9 +120,10 @@ class _Writer:
             return pack.three_bits(whole) if three else whole
 
         def make() -> ir.TensorProtocol:
-            made = ir.tensor(codes())
-            let_go(_held(tensor))
-            return made
+            if self.written is not None:
+                let_go(self.written)  # not sooner: rows are written from where they lie
+            self.written = _held(tensor)
+            return ir.tensor(codes())
 
         if isinstance(_held(tensor), np.memmap):
             free = self.build.names.new(name)
