@@ -67,6 +67,13 @@ def spilled(shape: tuple[int, ...], dtype: np.dtype, folder: Path | None = None)
         return np.memmap(file, dtype, "w+", shape=shape)
 
 
+def read_ahead(array: np.ndarray) -> None:
+    """Have the system read a mapped array's pages from the disk meanwhile, in large pieces and in order."""
+    held = getattr(array, "_mmap", None)
+    if held is not None and hasattr(mmap, "MADV_WILLNEED"):
+        held.madvise(mmap.MADV_WILLNEED)
+
+
 def let_go(array: np.ndarray) -> None:
     """Take a mapped array's pages out of memory; they come back from its file when they are read."""
     held = getattr(array, "_mmap", None)

@@ -122,6 +122,23 @@ class QTensor:
     data: np.ndarray
     params: QParams
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.data.shape
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """A matrix whose codes were packed as they were found: what is written of them, in an eighth of the weight's bytes.
+
+    rows: uint8 (N, ceil(K · bits / 8)), the K codes of each output channel as `pack.packed_rows` has them. params: of
+    the weight as it lies, (K, N) or (N, K), which `shape` says.
+    """
+
+    rows: np.ndarray
+    params: QParams
+    shape: tuple[int, ...]
+
 
 @dataclass(frozen=True, eq=False)
 class Coded:
@@ -166,7 +183,8 @@ class Stats:
 class Solution:
     """The numbers found for a plan: activation groups by name, weights by (node, input index), biases by node.
 
-    A weight is in `weights` or in `codes`; what is added to a layer's output on top of it, in `corrections` by node.
+    A weight is in `weights`, `packed` or `codes`; what is added to a layer's output on top of it, in `corrections` by
+    node.
     """
 
     groups: dict[str, QParams]
@@ -174,6 +192,7 @@ class Solution:
     biases: dict[str, QTensor]
     codes: dict[tuple[str, int], Coded] = field(default_factory=dict)
     corrections: dict[str, tuple[Correction, ...]] = field(default_factory=dict)
+    packed: dict[tuple[str, int], Packed] = field(default_factory=dict)
 
 
 Progress = Callable[[str, int, int | None], None]

@@ -26,11 +26,11 @@ from edgeq.collecting.streams import Stage, Stream
 from edgeq.data import Dataset
 from edgeq.data.arrays import read_npz
 from edgeq.errors import CalibrationError, ModelError
-from edgeq.files import let_go, replacing, spilled
+from edgeq.files import let_go, read_ahead, replacing, spilled
 from edgeq.graph import io
 from edgeq.graph.edit import add_initializer, is_constant, rank, sole_consumer
-from edgeq.numerics import affine, codebook
-from edgeq.planning.plan import Plan, WeightPlan
+from edgeq.numerics import affine, codebook, pack
+from edgeq.planning.plan import PACKED, Plan, WeightPlan
 from edgeq.registry import load
 from edgeq.types import Coded, PerTensor, Progress, QParams, QTensor, Solution, Stats
 from edgeq.weights import algorithm, correction, rows, tiles
@@ -42,11 +42,14 @@ MANY = 1 << 24
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """What is known of one layer when its turn comes. weight: what to round. stats: None where no data reaches it."""
+    """What is known of one layer when its turn comes. weight: what to round. stats: None where no data reaches it.
+    packs: may its codes be packed as they are found? Then MatMulNBits gets them, and nobody asks for them before.
+    """
 
     plan: WeightPlan
     weight: np.ndarray
     stats: Stats | None
+    packs: bool = False
 
 
 def stages(model: ir.Model, plan: Plan) -> tuple[list[Stage], list[WeightPlan]]:
@@ -108,14 +111,26 @@ def solve_layers(
 
 def _solve(
     layer: Layer, solution: Solution, keep: Path | None, work: Path, device: str
-) -> tuple[QTensor | Coded, np.ndarray | None]:
-    """Put what is found into the solution. Gives the layer's codes, and the weight that corrections make of them."""
+) -> tuple[QTensor | Coded | None, np.ndarray | None]:
+    """Put what is found into the solution. Gives the layer's codes, and the weight that corrections make of them.
+
+    Nobody asks for codes that were packed.
+    """
     plan, key = layer.plan, (layer.plan.node, layer.plan.index)
     features = np.empty(0, np.int64)
     shown = layer
     if plan.outliers:
         features = correction.outlying(layer.weight, plan.spec, layer.stats, plan.outliers)
         shown = replace(layer, weight=correction.without(layer.weight, plan.spec, features))
+    if layer.packs and keep is None:
+        found = algorithm(plan.algorithm)
+        quantize = partial(found.quantize, **dict(plan.settings))
+        read_ahead(layer.weight)
+        rows = partial(spilled, folder=work)
+        any_shape = hasattr(found, "ANY_SHAPE")
+        solution.packed[key] = tiles.packed(quantize, layer.weight, plan.spec, rows, any_shape=any_shape)
+        let_go(solution.packed[key].rows)
+        return None, None
     solved = _kept(shown, keep, work, device)
     if isinstance(solved, Coded):
         solution.codes[key] = solved
@@ -142,6 +157,7 @@ def walk_layers(plan: Plan, model: ir.Model, data: Dataset | None, work: Path, s
     work: a folder for the samples and cut models while it runs.
     """
     listed, rest = stages(model, plan)
+    packed = plan.decided(PACKED)
     constants = {v.name: v for v in model.graph.initializers.values()}
     with tempfile.TemporaryDirectory(dir=work, prefix="layers-") as folder:
         changed = model.clone()
@@ -159,7 +175,8 @@ def walk_layers(plan: Plan, model: ir.Model, data: Dataset | None, work: Path, s
         for stage in listed:
             if data is None:
                 for layer in stage.layers:
-                    yield Layer(layer, io.mapped(constants[layer.value].const_value), None)  # type: ignore[arg-type]
+                    weight = io.mapped(constants[layer.value].const_value)  # type: ignore[arg-type]
+                    yield Layer(layer, weight, None, layer.node in packed and _packs(layer, weight))
                 continue
             for stream in streams:
                 stream.advance(stage)
@@ -170,6 +187,12 @@ def walk_layers(plan: Plan, model: ir.Model, data: Dataset | None, work: Path, s
                     aim = rows.corrected(aim, layer.spec, stats, cross, _behind(model, layer, streams, stage.value))
                 real = yield Layer(layer, aim, stats)
                 _put(changed, layer, real)
+
+
+def _packs(layer: WeightPlan, weight: np.ndarray) -> bool:
+    """Can the codes of a matrix go to MatMulNBits as they are found?"""
+    whole = not layer.outliers and not layer.low_rank and not hasattr(algorithm(layer.algorithm), "encode")
+    return whole and weight.size >= MANY and pack.packs(layer.spec)
 
 
 def _inner(model: ir.Model, name: str) -> ir.TensorProtocol:
@@ -267,8 +290,8 @@ def _solved(layer: Layer, work: Path, device: str) -> QTensor | Coded:
     if weight.size < MANY:
         return solve(np.asarray(weight), plan.spec, layer.stats)
     codes = spilled(weight.shape, affine.storage_dtype(plan.spec.dtype), work)
-    if layer.stats is None and tiles.axis_and_step(plan.spec, weight.ndim) is not None:
-        params = tiles.in_tiles(lambda w: solve(w, plan.spec), weight, plan.spec, codes).params
+    if layer.stats is None and tiles.steps(weight.shape, plan.spec) is not None:
+        params = tiles.in_tiles(solve, weight, plan.spec, codes.__setitem__)
     else:
         solved = solve(weight, plan.spec, layer.stats)
         codes[...], params = solved.data, solved.params

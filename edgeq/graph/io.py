@@ -21,6 +21,7 @@ from onnx_ir.passes.common import CheckerPass
 
 from edgeq.errors import ModelError
 from edgeq.files import replacing
+from edgeq.graph import spliced
 from edgeq.graph.valid import require_graph, require_tensor
 
 PROTOBUF_LIMIT = 2**31 - 1
@@ -97,7 +98,10 @@ def save(model: ir.Model, path: str | os.PathLike[str], beside: bool = False) ->
     if not beside:
         to_memory(model)
     with replacing(path) as temporary:
-        ir.save(model, temporary, external_data=f"{path.name}.data" if beside else None, size_threshold_bytes=1024)
+        if beside:
+            ir.save(model, temporary, external_data=f"{path.name}.data", size_threshold_bytes=1024)
+        else:
+            spliced.write(model, temporary)
 
 
 def save_graph(model: ir.Model, path: Path) -> None:
@@ -139,10 +143,11 @@ def copy_weights(model: Path, folder: Path) -> list[str]:
 def sha256(paths: list[Path]) -> str:
     """SHA-256 over the concatenated contents of the files."""
     digest = hashlib.sha256()
+    held = memoryview(bytearray(1 << 18))  # stays in a core's cache, where a new piece of memory each time would not
     for path in paths:
-        with open(path, "rb") as stream:
-            while chunk := stream.read(1 << 20):
-                digest.update(chunk)
+        with open(path, "rb", buffering=0) as stream:
+            while count := stream.readinto(held):
+                digest.update(held[:count])
     return digest.hexdigest()
 
 

@@ -52,11 +52,15 @@ def qparams(lo: np.ndarray | float, hi: np.ndarray | float, spec: QSpec) -> QPar
     steps = spec.qmax - (zero if spec.symmetric else spec.qmin)
     if steps < 1:
         raise RecipeError(f"{spec.dtype} has one code left: drop reduce_range, it is meant for 8 bits")
-    constant = np.where(low == 0, 1.0, low) * (steps / 2.0 ** (steps.bit_length() - 1))
     is_constant = low == high
-    low, high = np.where(is_constant, constant, low), np.where(is_constant, constant, high)
-    low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
-    span = np.maximum(-low, high) if spec.symmetric else high - low
+    if is_constant.any():
+        constant = np.where(low == 0, 1.0, low) * (steps / 2.0 ** (steps.bit_length() - 1))
+        low, high = np.where(is_constant, constant, low), np.where(is_constant, constant, high)
+    if spec.symmetric:
+        span = np.maximum(-low, high)  # low <= high, so that one of them reaches 0
+    else:
+        low, high = np.minimum(low, 0.0), np.maximum(high, 0.0)
+        span = high - low
     scale = np.maximum(span / steps, MIN_SCALE).astype(np.float32)
     if spec.symmetric:
         return QParams(scale, np.full(scale.shape, zero, np.int32), spec)
@@ -146,7 +150,8 @@ def _aligned(x: np.ndarray, params: QParams) -> tuple[np.ndarray, np.ndarray, np
         axis = granularity.axis % x.ndim
         if x.shape[axis] % granularity.size == 0:
             blocks = split_axis(x, axis, granularity.size)
-            return blocks, np.expand_dims(params.scale, axis + 1), np.expand_dims(params.zero_point, axis + 1)
+            one = (slice(None),) * (axis + 1) + (None,)
+            return blocks, params.scale[one], params.zero_point[one]
     return x, expand(params.scale, x.shape, granularity), expand(params.zero_point, x.shape, granularity)
 
 
@@ -162,10 +167,13 @@ def quantize(x: np.ndarray, params: QParams) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         q = np.asarray(blocks / scale.astype(real, copy=False))
     np.rint(q, out=q)
-    q += zero.astype(real)
-    if np.isnan(q.min(initial=0.0)):
+    if zero.any():
+        q += zero.astype(real)
+    low, high = q.min(initial=spec.qmin), q.max(initial=spec.qmax)
+    if np.isnan(low):
         q = np.where(np.isnan(q), zero.astype(real), q)
-    np.clip(q, spec.qmin, spec.qmax, out=q)
+    if not (low >= spec.qmin and high <= spec.qmax):
+        np.clip(q, spec.qmin, spec.qmax, out=q)
     return q.astype(storage_dtype(spec.dtype)).reshape(x.shape)
 
 

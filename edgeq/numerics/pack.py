@@ -13,9 +13,10 @@ import numpy as np
 
 from edgeq.errors import RecipeError
 from edgeq.numerics.affine import middle, params_shape, storage_dtype
-from edgeq.types import PerBlock, QParams, QSpec, QTensor
+from edgeq.types import Packed, PerBlock, PerChannel, QParams, QSpec, QTensor
 
 MATMUL_BITS = (2, 4, 8)
+LEAST_BLOCK = 16  # of MatMulNBits, whose blocks are powers of two
 _TILE = 1 << 19  # codes
 
 
@@ -32,15 +33,19 @@ def _pack_rows(codes: np.ndarray, bits: int) -> np.ndarray:
     return out
 
 
-def _pack_columns(codes: np.ndarray, size: int, bits: int) -> np.ndarray:
-    """Pack axis 0, padded with zeros to whole blocks; only the lowest bits of the codes count."""
-    if len(codes) % size:
-        codes = np.pad(codes, ((0, -len(codes) % size), (0, 0)))
-    per, mask = 8 // bits, np.uint8(2**bits - 1)
-    out = codes[::per] & mask
-    for i in range(1, per):
-        out |= (codes[i::per] & mask) << np.uint8(i * bits)
-    return out
+def _pack_columns(codes: np.ndarray, bits: int, shift: int) -> np.ndarray:
+    """Pack axis 0 of codes, seen as uint8, that `shift` makes unsigned; padded with zeros to whole bytes.
+
+    byte = Σ (code_i + shift) 2^(bits i) = Σ code_i 2^(bits i) + shift Σ 2^(bits i)  mod 256
+    """
+    per, up = 8 // bits, np.uint8(2**bits % 256)
+    if len(codes) % per:
+        codes = np.pad(codes, ((0, -len(codes) % per), (0, 0)), constant_values=-shift % 256)
+    out = codes[per - 1 :: per].copy() if per > 1 else codes
+    for i in range(per - 2, -1, -1):
+        out *= up  # numpy multiplies bytes many at once, and shifts them one by one
+        out += codes[i::per]
+    return out + np.uint8(shift * (255 // (2**bits - 1)) % 256)
 
 
 def _unpack_rows(packed: np.ndarray, bits: int, length: int) -> np.ndarray:
@@ -88,7 +93,7 @@ class MatMulNBits:
     n: int
 
 
-def to_matmul_nbits(q: QTensor) -> MatMulNBits:
+def to_matmul_nbits(q: QTensor | Packed) -> MatMulNBits:
     """The layout of MatMulNBits of a rank-2 weight, quantized per block; the blocked axis is K, the other N.
 
     Codes are shifted so that a symmetric spec's zero point is 2**(bits - 1). Raises RecipeError for what the kernel has
@@ -96,35 +101,55 @@ def to_matmul_nbits(q: QTensor) -> MatMulNBits:
     """
     axis, size = _block_of(q.params.spec)
     scales, zeros = matmul_scales(q)
-    return MatMulNBits(matmul_codes(q), scales, zeros, q.params.spec.bits, size, q.data.shape[axis], len(scales))
+    return MatMulNBits(matmul_codes(q), scales, zeros, q.params.spec.bits, size, q.shape[axis], len(scales))
 
 
-def matmul_scales(q: QTensor) -> tuple[np.ndarray, np.ndarray | None]:
+def matmul_scales(q: QTensor | Packed) -> tuple[np.ndarray, np.ndarray | None]:
     """Scales and zero points of `to_matmul_nbits` alone. Raises what it does."""
     spec, axis, size = q.params.spec, *_block_of(q.params.spec)
-    shift = _shift(spec)
-    if q.data.ndim != 2 or spec.bits not in MATMUL_BITS or size < 16 or size & (size - 1):
+    if len(q.shape) != 2 or spec.bits not in MATMUL_BITS or not takes_block(size):
         raise RecipeError(
             f"MatMulNBits takes rank 2, {MATMUL_BITS} bits and a block of a power of two from 16 on, "
-            f"not {q.data.shape} of {spec.dtype} in blocks of {size}"
+            f"not {q.shape} of {spec.dtype} in blocks of {size}"
         )
-    scales, zeros = (p if axis % 2 else p.T for p in (q.params.scale, q.params.zero_point + shift))
-    packed = None if (zeros == 2 ** (spec.bits - 1)).all() else _pack_rows(zeros, spec.bits)
-    return np.ascontiguousarray(scales), packed
+    scales, zeros = (p if axis % 2 else p.T for p in (q.params.scale, q.params.zero_point))
+    none = (zeros == 2 ** (spec.bits - 1) - _shift(spec)).all()
+    return np.ascontiguousarray(scales), None if none else _pack_rows(zeros + _shift(spec), spec.bits)
 
 
-def matmul_codes(q: QTensor) -> np.ndarray:
+def matmul_codes(q: QTensor | Packed) -> np.ndarray:
     """The codes of `to_matmul_nbits` alone."""
     spec, axis, size = q.params.spec, *_block_of(q.params.spec)
-    shift = np.uint8(_shift(spec))
-    columns = q.data.T if axis % 2 else q.data  # (K, N)
+    rows = q.rows if isinstance(q, Packed) else packed_rows(q.data, spec, axis)
+    blocks, block = -(-q.shape[axis] // size), size * spec.bits // 8
+    if rows.shape[1] != blocks * block:
+        rows = np.pad(rows, ((0, 0), (0, blocks * block - rows.shape[1])))
+    return rows.reshape(-1, blocks, block)
+
+
+def packed_rows(codes: np.ndarray, spec: QSpec, axis: int, out: np.ndarray | None = None) -> np.ndarray:
+    """Codes of a matrix, features along `axis`, to unsigned ones in bytes: uint8 (N, ceil(K · bits / 8)).
+
+    They are shifted as `to_matmul_nbits` says; the first feature is in a byte's lowest bits. out: where to write them.
+    """
+    columns = codes.T if axis % 2 else codes  # (K, N)
     k, n = columns.shape
-    b = np.empty((n, -(-k // size), size * spec.bits // 8), np.uint8)
+    rows = np.empty((n, -(-k * spec.bits // 8)), np.uint8) if out is None else out
     step = max(1, _TILE // max(k, 1))
     for start in range(0, n, step):  # a tile of codes stays in the cache, and bytes are turned round, not codes
-        packed = _pack_columns(columns[:, start : start + step].view(np.uint8) + shift, size, spec.bits)
-        b[start : start + step] = packed.T.reshape(-1, *b.shape[1:])
-    return b
+        tile = columns[:, start : start + step].view(np.uint8)
+        rows[start : start + step] = _pack_columns(tile, spec.bits, _shift(spec)).T
+    return rows
+
+
+def packs(spec: QSpec) -> bool:
+    """Has MatMulNBits a form for any matrix of such codes? One scale a channel is that of its blocks."""
+    match spec.granularity:
+        case PerBlock(_, size):
+            return spec.bits in MATMUL_BITS and takes_block(size)
+        case PerChannel():
+            return spec.bits in MATMUL_BITS
+    return False
 
 
 def holds_three_bits(spec: QSpec) -> bool:
@@ -161,6 +186,11 @@ def from_matmul_nbits(m: MatMulNBits) -> QTensor:
 def _shift(spec: QSpec) -> int:
     """What makes codes unsigned, with those of a symmetric spec around the middle of the type."""
     return 2 ** (spec.bits - 1) - middle(spec)
+
+
+def takes_block(size: int) -> bool:
+    """Has MatMulNBits blocks of that size?"""
+    return size >= LEAST_BLOCK and not size & (size - 1)
 
 
 def _block_of(spec: QSpec) -> tuple[int, int]:

@@ -38,7 +38,8 @@ class Builder:
         alone: each counts by itself, as a scale does; else it is beside the greatest of its row, which must be one.
         """
         size = np.abs(array) if alone else np.abs(array).max(-1)
-        size = size[size != 0]
+        if not size.all():
+            size = size[size != 0]
         if size.size and (size.min() < SMALLEST_HALF or size.max() >= np.finfo(np.float16).max):
             return self.init(name, np.asarray(array, np.float32))
         small = self.init(f"{name}_half", array.astype(np.float16))

@@ -11,7 +11,7 @@ normal numbers in it, behind a Cast that runtimes fold.
 from __future__ import annotations
 
 from dataclasses import replace as replace_fields
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -24,11 +24,13 @@ from edgeq.passes import coded, corrected
 from edgeq.passes.builder import FLOAT, Builder
 from edgeq.planning.plan import PACKED, Plan, weight_axis
 from edgeq.target import Target
-from edgeq.types import PerBlock, QParams, QTensor, Solution
+from edgeq.types import Packed, PerBlock, QParams, QTensor, Solution
 
-LEAST_BLOCK, WIDEST = 16, 256  # of MatMulNBits and GatherBlockQuantized
+_FIRST = 64  # rows by which most columns of scales are told apart
+WIDEST = 256  # block of MatMulNBits and GatherBlockQuantized
 INPUT_BLOCK = 32
 """Of MatMulNBits at level 4, which rounds its input to int8 block by block, however many of them share a scale."""
+Codes = TypeVar("Codes", QTensor, Packed)
 OPSET = {2: 25, 4: 21, 8: 21}
 """The first opset whose DequantizeLinear takes codes of so many bits."""
 TYPES = {
@@ -43,7 +45,7 @@ def apply(model: ir.Model, plan: Plan, solution: Solution, target: Target) -> ir
     coded.write(model, solution, target)
     writer = _Writer(model, solution, target)
     packed = plan.decided(PACKED)
-    for node in nodes_named(model, {name for name, _ in solution.weights if name in packed}):
+    for node in nodes_named(model, {name for name, _ in (*solution.weights, *solution.packed) if name in packed}):
         writer.rewrite(node)
     for function in model.functions.values():
         function.opset_imports[""] = model.opset_imports[""]
@@ -56,28 +58,35 @@ class _Writer:
         self.model, self.solution, self.target, self.build = model, solution, target, Builder(model)
         self.stored: dict[tuple[str, bytes], list[ir.Value | None]] = {}
         self.places: dict[bytes, ir.Value] = {}
+        self.written: np.ndarray | None = None  # what the weight written last was read from
 
     def rewrite(self, node: ir.Node) -> None:
-        index = 0 if node.op_type == "Gather" else 1
-        tensor = in_blocks(self.solution.weights[node.name or "", index], weight_axis(node, "channel"))
+        key, channel = (node.name or "", 0 if node.op_type == "Gather" else 1), weight_axis(node, "channel")
+        if key in self.solution.packed:
+            self._nbits(node, in_blocks(self.solution.packed[key], channel))
+            return
+        tensor = in_blocks(self.solution.weights[key], channel)
         granularity = tensor.params.spec.granularity
         if node.op_type == "Gather":
             self._table(node, unsigned(tensor))
-        elif isinstance(granularity, PerBlock) and _power_of_two(granularity.size) and tensor.data.ndim == 2:
-            self._nbits(node, finer(tensor, INPUT_BLOCK) if self.target.accuracy_level == 4 else tensor)
+        elif isinstance(granularity, PerBlock) and pack.takes_block(granularity.size) and tensor.data.ndim == 2:
+            self._nbits(node, tensor)
         else:
             self._dequantize(node, tensor)
 
-    def _nbits(self, node: ir.Node, tensor: QTensor) -> None:
-        source, (k, n), granularity = node.inputs[1], tensor.data.shape, tensor.params.spec.granularity
+    def _nbits(self, node: ir.Node, tensor: Codes) -> None:
+        if self.target.accuracy_level == 4:
+            tensor = finer(tensor, INPUT_BLOCK)
+        source, (k, n), granularity = node.inputs[1], tensor.shape, tensor.params.spec.granularity
         assert source is not None
         assert isinstance(granularity, PerBlock)
-        key = self.build.key(source, tensor.data, tensor.params.scale)
+        key: tuple[str, bytes] = self.build.key(source, _held(tensor), tensor.params.scale)
         if key not in self.stored:
             base = source.name or "weight"
             scales, zeros = pack.matmul_scales(tensor)
             zero = None if zeros is None else self.build.init(f"{base}_zero_point", zeros)
-            self.stored[key] = [self._packed(f"{base}_q", tensor), self._scales(f"{base}_scale", scales), zero]
+            packed = self._packed(f"{base}_q", tensor, scales.shape)
+            self.stored[key] = [packed, self._scales(f"{base}_scale", scales), zero]
         if granularity.axis % 2:
             k, n = n, k
         attributes = {
@@ -89,18 +98,20 @@ class _Writer:
 
     def _scales(self, name: str, scales: np.ndarray) -> ir.Value:
         """Scales (N, blocks). A column like the one before it is not stored again, but looked up once, at loading."""
-        fresh = np.append(True, (scales[:, 1:] != scales[:, :-1]).any(0))
-        held = self.build.reals(name, scales[:, fresh])
+        fresh = _differs(scales[:_FIRST])
+        if not fresh.all():
+            fresh = _differs(scales)
         if fresh.all():
-            return held
+            return self.build.reals(name, scales)
+        held = self.build.reals(name, scales[:, fresh])
         place = np.cumsum(fresh) - 1
         if place.tobytes() not in self.places:
             self.places[place.tobytes()] = self.build.init("scale_of_block", place)
         inputs: list[ir.Value | None] = [held, self.places[place.tobytes()]]
         return self.build.first("Gather", inputs, f"{name}_spread", FLOAT, ir.Shape(scales.shape), {"axis": 1})
 
-    def _packed(self, name: str, tensor: QTensor) -> ir.Value:
-        """MatMulNBits' codes. Those that lie on disk are packed when they are written, and not all at once."""
+    def _packed(self, name: str, tensor: QTensor | Packed, blocks: tuple[int, ...]) -> ir.Value:
+        """MatMulNBits' codes. Those that lie on disk are read and packed when they are written, and not all at once."""
         spec = tensor.params.spec
         three = pack.holds_three_bits(spec)
 
@@ -109,15 +120,15 @@ class _Writer:
             return pack.three_bits(whole) if three else whole
 
         def make() -> ir.TensorProtocol:
-            made = ir.tensor(codes())
-            let_go(tensor.data)
-            return made
+            if self.written is not None:
+                let_go(self.written)  # not sooner: rows are written from where they lie
+            self.written = _held(tensor)
+            return ir.tensor(codes())
 
-        if isinstance(tensor.data, np.memmap):
+        if isinstance(_held(tensor), np.memmap):
             free = self.build.names.new(name)
-            n, blocks = pack.matmul_scales(tensor)[0].shape
-            bits = 3 if three else spec.bits
-            shape = ir.Shape([n, blocks, spec.granularity.size * bits // 8])  # type: ignore[union-attr]
+            size = tensor.params.spec.granularity.size  # type: ignore[union-attr]
+            shape = ir.Shape([*blocks, size * (3 if three else spec.bits) // 8])
             lazy = ir.LazyTensor(make, dtype=ir.DataType.UINT8, shape=shape, name=free)
             value = add_initializer(self.model.graph, free, lazy)
         else:
@@ -180,34 +191,45 @@ class _Writer:
         return add_initializer(self.model.graph, free, tensor)
 
 
-def in_blocks(tensor: QTensor, channel: int) -> QTensor:
+def _differs(scales: np.ndarray) -> np.ndarray:
+    """Which columns are not like the one before."""
+    return np.append(True, (scales[:, 1:] != scales[:, :-1]).any(0))
+
+
+def _held(tensor: QTensor | Packed) -> np.ndarray:
+    return tensor.rows if isinstance(tensor, Packed) else tensor.data
+
+
+def in_blocks(tensor: Codes, channel: int) -> Codes:
     """A matrix with a scale a channel, or one for all, as one whose blocks have it; anything else as it is."""
     spec = tensor.params.spec
-    if isinstance(spec.granularity, PerBlock) or tensor.data.ndim != 2:
+    if isinstance(spec.granularity, PerBlock) or len(tensor.shape) != 2:
         return tensor
     axis = 1 - channel % 2
-    length = tensor.data.shape[axis]
+    length = tensor.shape[axis]
     size = length & -length  # the greatest power of two that divides it
     size = min(size, WIDEST) if size >= 64 else 128
     count = -(-length // size)
-    wide = tensor.data.shape[1 - axis]
+    wide = tensor.shape[1 - axis]
     scale, zero = (
         np.repeat(np.expand_dims(np.broadcast_to(p, wide), axis), count, axis)
         for p in (tensor.params.scale, tensor.params.zero_point)
     )
-    return QTensor(tensor.data, QParams(scale, zero, replace_fields(spec, granularity=PerBlock(axis, size))))
+    params = QParams(scale, zero, replace_fields(spec, granularity=PerBlock(axis, size)))
+    return replace_fields(tensor, params=params)
 
 
-def finer(tensor: QTensor, size: int) -> QTensor:
+def finer(tensor: Codes, size: int) -> Codes:
     """Blocks of at most `size`, each with the scale of the larger one that it is of."""
     spec = tensor.params.spec
     assert isinstance(spec.granularity, PerBlock)
     axis, wide = spec.granularity.axis, spec.granularity.size
     if wide <= size:
         return tensor
-    block = np.arange(-(-tensor.data.shape[axis] // size)) * size // wide
+    block = np.arange(-(-tensor.shape[axis] // size)) * size // wide
     scale, zero = (p.take(block, axis) for p in (tensor.params.scale, tensor.params.zero_point))
-    return QTensor(tensor.data, QParams(scale, zero, replace_fields(spec, granularity=PerBlock(axis, size))))
+    params = QParams(scale, zero, replace_fields(spec, granularity=PerBlock(axis, size)))
+    return replace_fields(tensor, params=params)
 
 
 def unsigned(tensor: QTensor) -> QTensor:
@@ -219,7 +241,3 @@ def unsigned(tensor: QTensor) -> QTensor:
     return QTensor(
         codes, QParams(tensor.params.scale, tensor.params.zero_point + 128, replace_fields(spec, dtype="uint8"))
     )
-
-
-def _power_of_two(size: int) -> bool:
-    return size >= LEAST_BLOCK and not size & (size - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -55,8 +56,11 @@ def build(
 
 
 def file_info(path: Path) -> FileInfo:
-    files = io.files(path)
-    return FileInfo(path.name, io.sha256(files), sum(f.stat().st_size for f in files))
+    with ThreadPoolExecutor(1) as beside:
+        alone = beside.submit(io.sha256, [path])  # while a large file is searched for others that it names
+        files = io.files(path)
+        digest = alone.result() if files == [path] else io.sha256(files)
+    return FileInfo(path.name, digest, sum(f.stat().st_size for f in files))
 
 
 def versions() -> dict[str, str]:

@@ -3,6 +3,8 @@
 Those that `encode` also say `BITS`, the sizes of their codes, `BLOCK`, how many weights share a scale unless the recipe
 says it (0: a channel), and `SCALED`: whether any number may be a scale. With data, `feedback.refine` goes on from it.
 
+One with `ANY_SHAPE` gives a group the same bits whatever tile of the weight it is solved in (see `tiles.py`).
+
 One with `input_scale(layers, stats)` has its layers' inputs divided by that before, where their producers can do it.
 """
 

@@ -8,6 +8,8 @@ from edgeq.errors import RecipeError
 from edgeq.numerics import affine
 from edgeq.types import QParams, QSpec, QTensor, Stats
 
+ANY_SHAPE = True
+
 
 def quantize(w: np.ndarray, spec: QSpec, stats: Stats | None = None, full_range: bool = False) -> QTensor:
     """Codes of `w` (any rank, groups as spec.granularity says), dequantized as (q - z) * scale.
