@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,6 +21,7 @@ from edgeq.trials import Trials
 
 FITS = 4
 SAMPLES = 4
+Offered = Mapping[str, Sequence[budgets.Choice]]
 FINER = "gptq"  # of packed weights, where the budget is met and accuracy isn't
 
 
@@ -36,7 +38,10 @@ class Budget:
 
 
 def fit_budget(trials: Trials) -> None:
-    """Try what the knapsack picks, with less room as long as the artifact turns out to be over the budget."""
+    """Try what the knapsack picks, with less room as long as the artifact turns out to be over the budget.
+
+    First of the forms that take less of it than what a node is now: the others give up more than was asked for.
+    """
     assert trials.best is not None
     kind, start, best = trials.goal.short_of(trials.best), trials.recipe, trials.best
     aim = targets.load(start.target)
@@ -48,22 +53,30 @@ def fit_budget(trials: Trials) -> None:
     if trials.late or budget is None:
         return
     offered = budgets.choices(rows, could, budget.cost)
+    if _fit(trials, budgets.cheaper(offered), budget, best, start):
+        return
+    _fit(trials, offered, budget, best, start)  # also what costs more than the node does now, for accuracy's sake
+
+
+def _fit(trials: Trials, offered: Offered, budget: Budget, best: Trial, start: Recipe) -> bool:
+    """Whether no more than this is to be tried: the goal is met, time is up, or the budget can't be."""
     room = budget.limit - (budget.taken(best) - sum(row[0].cost for row in offered.values()))
     for _ in range(FITS):
         try:
             picked = budgets.fit(offered, room)
         except RecipeError:
             least = budget.taken(best) - sum(row[0].cost - min(c.cost for c in row) for row in offered.values())
-            trials.note("fitting", f"no form of the nodes takes less than about {least:.4g} of {kind}")
-            return
+            trials.note("fitting", f"no form of the nodes takes less than about {least:.4g} of {budget.kind}")
+            return True
         trial = trials.attempt(budgets.said(picked), _with(start, picked), sure=True)
         if trial is None:
-            return
+            return True
         if (over := budget.taken(trial) - budget.limit) <= 0:
             if trials.goal.inaccuracies(trial) and any(c.form.rule and c.form.rule.weight for c in picked.values()):
                 trials.attempt(f"{budgets.said(picked)}, by {FINER}", _with(start, picked, FINER), sure=True)
-            return
+            return trials.done
         room -= over
+    return False
 
 
 def _whole(recipe: Recipe, form: Form) -> Recipe:

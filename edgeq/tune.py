@@ -29,7 +29,7 @@ from edgeq.recipe import Override, Recipe
 from edgeq.report.folder import publish, work_folder
 from edgeq.report.schema import Trial, Tuning, dump
 from edgeq.request import resolve_recipe
-from edgeq.search.budgets import wide_type
+from edgeq.search.budgets import forms, wide_type
 from edgeq.search.goal import Goal, front
 from edgeq.search.mixing import mixes
 from edgeq.speculation import ahead
@@ -38,6 +38,7 @@ from edgeq.types import Progress, silent
 from edgeq.verifying.scores import MetricFunction
 
 CALIBRATORS = ("mse", "lp", "percentile", "minmax", "entropy")
+SLIM = ("float16", "8-bit weights")
 ROUNDINGS = ("mse", "gptq", "adaround")
 SUITS = {"equalize": {"Conv", "Gemm"}, "smooth": {"MatMul", "Gemm"}, "bias_correct": {"Conv", "Gemm", "MatMul"}}
 Step = tuple[str, Callable[[Recipe], Recipe]]
@@ -94,6 +95,8 @@ def _search(trials: Trials, everything: bool) -> None:
         fit_budget(trials)
     if not trials.done:
         _mix(trials)
+        if trials.done:
+            _slim(trials, given)
         _climb(trials, _repairs(ops, " behind that"))  # what one bad layer made useless may help now that it is float
     _climb(trials, _settings(), everything)
     if not trials.done:
@@ -139,12 +142,22 @@ def _mix(trials: Trials) -> None:
     bare = replace(best, passes=tuple(p for p in best.passes if p != "bias_correct"))
     rows = trials.sensitivity(bare) if bare.method == "static" else ()
     wide = wide_type(targets.load(best.target))
-    forms = [(wide, Override(act_type=wide), 1.0)] if wide else []
-    forms.append(("float", Override(float=True), 1.0 - trials.goal.min_integer))
-    for form, rule, most in forms:
+    wider = [(wide, Override(act_type=wide), 1.0)] if wide else []
+    wider.append(("float", Override(float=True), 1.0 - trials.goal.min_integer))
+    for form, rule, most in wider:
         for start in (bare, best) if bare != best else (best,):
             if not trials.done:
                 _bisect(trials, start, mixes(rows, most), rule, f"of {len(rows)} nodes {form}")
+
+
+def _slim(trials: Trials, given: Recipe) -> None:
+    """Nodes that went float may take less as float16, or on 8-bit weights: what meets the goal still is taken then."""
+    best = trials.recipe
+    gone = [row for row in best.rule[len(given.rule) :] if row.float]
+    for form in forms(targets.load(best.target)):
+        if gone and form.rule is not None and form.name in SLIM:
+            narrow = tuple(replace(form.rule, nodes=row.nodes, float=False) for row in gone)
+            trials.attempt(f"those in float: {form.name}", replace(best, rule=(*best.rule, *narrow)), sure=True)
 
 
 def _bisect(trials: Trials, start: Recipe, sets: list[tuple[str, ...]], rule: Override, title: str) -> None:

@@ -111,6 +111,11 @@ def choices(rows: Mapping[str, Sequence[Sensitivity]], could: Sequence[Form], co
     return found
 
 
+def cheaper(could: Mapping[str, Sequence[Choice]]) -> dict[str, list[Choice]]:
+    """Without what costs as much as the node as it is, or more."""
+    return {name: [row[0], *(c for c in row[1:] if c.cost < row[0].cost)] for name, row in could.items()}
+
+
 def fit(could: Mapping[str, Sequence[Choice]], budget: float) -> dict[str, Choice]:
     """Node → what it shall be. Raises RecipeError when even the least of all doesn't fit."""
     unit = max(budget, 1e-30) / PARTS
