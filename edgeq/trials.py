@@ -2,7 +2,8 @@
 
 A trial lies in a folder named by the hash of all that it depends on, so one that is there already is not run again.
 What float answers and what calibration saw are kept beside them, and serve every trial. A trial is looked at on `FEW`
-samples before it is verified on all of them: the metric is for those that are nearer to float than the best so far.
+samples before it is verified on all of them: the metric is for those that are nearer to float than the best so far, in
+decibels or in how often the greatest element is the same.
 What is found is judged as what is run, so the trials of a tuning don't depend on what lies there already.
 """
 
@@ -35,7 +36,7 @@ from edgeq.report.schema import Report, Sensitivity, Trial, load
 from edgeq.request import open_samples, with_images
 from edgeq.search.goal import Goal
 from edgeq.types import Progress, silent
-from edgeq.verifying.glimpse import glimpse
+from edgeq.verifying.glimpse import Glimpse, glimpse
 from edgeq.verifying.scores import Agreement, MetricFunction
 
 FOLDER = ".trials"
@@ -71,7 +72,7 @@ class Trials:
     began: float = field(default_factory=time.monotonic)
     expect: Expect = unprepared
     ahead: dict[str, float] = field(default_factory=dict)
-    _seen: dict[Path, float] = field(default_factory=dict)
+    _seen: dict[Path, Glimpse] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         data = (content(self.calib), content(self.eval_data))
@@ -105,6 +106,10 @@ class Trials:
     def done(self) -> bool:
         return self.best is not None and not self.goal.misses(self.best)
 
+    @property
+    def accurate(self) -> bool:
+        return self.best is not None and not self.goal.inaccuracies(self.best)
+
     def attempt(self, step: str, recipe: Recipe, sure: bool = False) -> Trial | None:
         """Run or find a trial, and keep it where it is better; None when time is up, or for one that has no figures.
 
@@ -122,7 +127,8 @@ class Trials:
         seconds = time.monotonic() - start if fresh else self.ahead.pop(digest, 0.0)
         if report.verification is None:
             found, best = (self._glimpse(recipe, d / report.artifact.file) for d in (folder, self._best_folder))
-            why = f"{found:.1f} dB on {FEW} samples, the best has {best:.1f}: not measured further"
+            seen = f"{found.sqnr_db:.1f} dB and {found.agreement:.1%} agreement on {FEW} samples"
+            why = f"{seen}, the best has {best.sqnr_db:.1f} and {best.agreement:.1%}: not measured further"
             self.made.append(Trial(step, digest, problem=why, seconds=seconds))
             return None
         trial = _trial(step, digest, report, folder, seconds)
@@ -201,9 +207,9 @@ class Trials:
         if self.best is None or self.few is None:
             return True
         best = self._best_folder / load(self._best_folder).artifact.file
-        return self._glimpse(recipe, artifact) >= self._glimpse(recipe, best) + GAIN
+        return self._glimpse(recipe, artifact).beats(self._glimpse(recipe, best), GAIN)
 
-    def _glimpse(self, recipe: Recipe, artifact: Path) -> float:
+    def _glimpse(self, recipe: Recipe, artifact: Path) -> Glimpse:
         if artifact not in self._seen:
             assert self.few is not None
             self.progress("glimpse", 0, None)

@@ -1,6 +1,6 @@
 """From a budget to an artifact: what promises most for its time is tried first, and kept only if the metric says so.
 
-    as given → repairs → fitting → mixed precision → repairs again → rounding of weights → observers → dynamic
+    as given → repairs → calibrators → rounding of weights → fitting → mixed precision → repairs again → dynamic
 
 Fitting (`edgeq.fitting`) is for budgets of bytes, energy or time that are not met.
 
@@ -91,6 +91,7 @@ def _search(trials: Trials, everything: bool) -> None:
         raise EdgeqError(trials.made[-1].problem)
     ops = {node.op_type for node in io.read_graph(trials.model).graph.all_nodes()}
     _climb(trials, _repairs(ops), everything)
+    _climb(trials, _settings(), everything)
     if not trials.done:
         fit_budget(trials)
     if not trials.done:
@@ -98,16 +99,15 @@ def _search(trials: Trials, everything: bool) -> None:
         if trials.done:
             _slim(trials, given)
         _climb(trials, _repairs(ops, " behind that"))  # what one bad layer made useless may help now that it is float
-    _climb(trials, _settings(), everything)
     if not trials.done:
         trials.attempt("dynamic", replace(given, method="dynamic", passes=()))
 
 
 def _climb(trials: Trials, steps: Iterator[Step], everything: bool = False) -> None:
-    """Each step changes the best recipe so far."""
+    """Each step changes the best recipe so far, for accuracy's sake alone."""
     listed = list(steps)
     for at, (name, change) in enumerate(listed):
-        if trials.done and not everything:
+        if trials.accurate and not everything:
             return
         trials.expect((later(trials.recipe) for _, later in listed[at:]), False)
         changed = change(trials.recipe)
@@ -127,10 +127,10 @@ def _passed(name: str, recipe: Recipe) -> Recipe:
 
 
 def _settings() -> Iterator[Step]:
-    for name in ROUNDINGS:
-        yield f"weights {name}", partial(replace, weight=name)
     for name in CALIBRATORS:
         yield f"calibrator {name}", partial(replace, calibrator=name)
+    for name in ROUNDINGS:
+        yield f"weights {name}", partial(replace, weight=name)
 
 
 def _mix(trials: Trials) -> None:
