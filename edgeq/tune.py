@@ -136,7 +136,7 @@ def _settings() -> Iterator[Step]:
 def _mix(trials: Trials) -> None:
     """Give nodes a wider type, as few multiply-accumulates as do; 16 bits are integers still.
 
-    Without corrected biases first: beside float nodes they lost PP-OCRv4's recognizer what those had won.
+    Then without corrected biases: beside float nodes they may lose what those have won.
     """
     best = trials.recipe
     bare = replace(best, passes=tuple(p for p in best.passes if p != "bias_correct"))
@@ -145,7 +145,7 @@ def _mix(trials: Trials) -> None:
     wider = [(wide, Override(act_type=wide), 1.0)] if wide else []
     wider.append(("float", Override(float=True), 1.0 - trials.goal.min_integer))
     for form, rule, most in wider:
-        for start in (bare, best) if bare != best else (best,):
+        for start in (best, bare) if bare != best else (best,):
             if not trials.done:
                 _bisect(trials, start, mixes(rows, most), rule, f"of {len(rows)} nodes {form}")
 

@@ -19,6 +19,7 @@ from edgeq.report.schema import Sensitivity
 from edgeq.types import PerBlock, Progress, QTensor, Solution, silent
 
 SAMPLES = 4
+SHAPING = ("Reshape", "Flatten", "Identity", "Squeeze", "Unsqueeze")
 SLIGHT = 0.25  # of the mean over nodes, on the first sample: one under it is not looked at again
 
 
@@ -70,6 +71,8 @@ def before_softmax(model: ir.Model) -> None:
     """Give the logits in the place of outputs that a Softmax makes of them, where nothing else is given."""
     for index, output in enumerate(model.graph.outputs):
         producer = output.producer()
+        while producer is not None and producer.op_type in SHAPING:
+            producer = producer.inputs[0].producer() if producer.inputs[0] is not None else None
         if producer is not None and producer.op_type in ("Softmax", "LogSoftmax"):
             logits = producer.inputs[0]
             if logits is not None and logits.producer() is not None and not logits.is_graph_output():

@@ -58,3 +58,19 @@ def test_split_channels_are_left_as_they_are(tmp_path):
     assert made.plan.splits
     (row,) = made.report.sensitivity
     assert row.error == pytest.approx(change(path, made.artifact, feeds[:4]), rel=0.4)
+
+
+@pytest.mark.parametrize("end", ["y = Softmax(l)", "f = Flatten(l) s = Softmax(f) y = Identity(s)"])
+def test_errors_are_those_before_a_softmax(tmp_path, end):
+    """Far apart logits leave the Softmax at 0 and 1, where no error shows until a class flips."""
+    inits = {"w": draw(16, 8) * 40}
+    (tmp_path / "soft").mkdir()
+    soft = save(tmp_path / "soft", text(f"l = MatMul(x, w) {end}", "float[N,16] x"), inits)
+    plain = save(tmp_path, text("l = MatMul(x, w) y = Identity(l)", "float[N,16] x"), inits)
+    feeds = samples(8, 16, count=4)
+    rows = [
+        edgeq.quantize(path, "generic", feeds, tmp_path / f"o{i}", rank=True, check=False).report.sensitivity
+        for i, path in enumerate((soft, plain))
+    ]
+    assert [s.error for s in rows[0]] == pytest.approx([s.error for s in rows[1]], rel=1e-6)
+    assert rows[0][0].error > 0
