@@ -60,7 +60,8 @@ def fit_budget(trials: Trials) -> None:
 
 def _fit(trials: Trials, offered: Offered, budget: Budget, best: Trial, start: Recipe) -> bool:
     """Whether no more than this is to be tried: the goal is met, time is up, or the budget can't be."""
-    room = budget.limit - (budget.taken(best) - sum(row[0].cost for row in offered.values()))
+    rest = budget.taken(best) - sum(row[0].cost for row in offered.values())  # of what is no layer
+    room = budget.limit - max(rest, 0.0)  # kernels that are profiled may take longer than all together do
     for _ in range(FITS):
         try:
             picked = budgets.fit(offered, room)

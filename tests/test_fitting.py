@@ -82,3 +82,14 @@ def test_what_went_float_takes_less_where_that_is_enough(case, tmp_path, monkeyp
     assert best(found).step == "those in float: 8-bit weights"
     assert best(found).bytes < wide.bytes
     assert sqnr_db(answers(path, data), answers(tmp_path / "out" / "model.onnx", data)) > least - 0.2
+
+
+def test_every_trial_is_timed_where_time_is_asked_for(case, tmp_path):
+    """Also those behind the first, for which float's answers are found and not computed."""
+    path, data = case
+    found = tune.tune(path, "x86_64", data, tmp_path / "out", goal=Goal(min_sqnr=5.0, min_speedup=1e6))
+    timed = [t for t in found.trials if not t.problem]
+    assert len(timed) > 1
+    assert all(t.speedup > 0 and t.latency_ms > 0 for t in timed)
+    assert not found.met
+    assert any(t.step == "fitting" and "of time" in t.problem for t in found.trials)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from edgeq.files import replacing
 from edgeq.graph import io
 from edgeq.runners import cpu
 from edgeq.runners.session import Feeds, Outputs, Session
-
-TIMED = 5  # samples
 
 
 class Recorded:
@@ -32,7 +29,6 @@ class Recorded:
         folder.mkdir(parents=True, exist_ok=True)
         self._key = hashlib.sha256(f"{io.sha256(io.files(model))} {cpu.version()} {cpu.processor()}".encode())
         self._opened: Session | None = None
-        self._last: deque[Feeds] = deque(maxlen=TIMED)
 
     @property
     def session(self) -> Session:
@@ -50,10 +46,6 @@ class Recorded:
 
     @property
     def latency_ms(self) -> float | None:
-        """Where all answers were found, of the last samples, which are run for it."""
-        if self._opened is None or self._opened.latency_ms is None:
-            for feeds in self._last:
-                self.session.run(feeds)
         return None if self._opened is None else self._opened.latency_ms
 
     def run(self, feeds: Feeds, taps: Sequence[str] = ()) -> Outputs:
@@ -66,9 +58,7 @@ class Recorded:
         path = self.folder / f"{key.hexdigest()}.npz"
         if path.is_file():
             try:
-                found = read_npz(path)
-                self._last.append(feeds)
-                return found
+                return read_npz(path)
             except CalibrationError:  # damaged: a cache is never an input
                 path.unlink(missing_ok=True)
         outputs = self.session.run(feeds)
