@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from edgeq import target as targets
 from edgeq.errors import RecipeError
+from edgeq.graph import io
 from edgeq.recipe import Recipe
 from edgeq.registry import load
 from edgeq.report.schema import Trial
@@ -62,6 +63,7 @@ def _fit(trials: Trials, offered: Offered, budget: Budget, best: Trial, start: R
     """Whether no more than this is to be tried: the goal is met, time is up, or the budget can't be."""
     rest = budget.taken(best) - sum(row[0].cost for row in offered.values())  # of what is no layer
     room = budget.limit - max(rest, 0.0)  # kernels that are profiled may take longer than all together do
+    tried: dict[str, budgets.Choice] = {}
     for _ in range(FITS):
         try:
             picked = budgets.fit(offered, room)
@@ -70,8 +72,9 @@ def _fit(trials: Trials, offered: Offered, budget: Budget, best: Trial, start: R
             trials.note("fitting", f"no form of the nodes takes less than about {least:.4g} of {budget.kind}")
             return True
         trial = trials.attempt(budgets.said(picked), _with(start, picked), sure=True)
-        if trial is None:
-            return True
+        if trial is None or picked == tried:
+            return trial is None
+        tried = picked
         if (over := budget.taken(trial) - budget.limit) <= 0:
             if trials.goal.inaccuracies(trial) and any(c.form.rule and c.form.rule.weight for c in picked.values()):
                 trials.attempt(f"{budgets.said(picked)}, by {FINER}", _with(start, picked, FINER), sure=True)
@@ -105,8 +108,11 @@ def _budget(trials: Trials, kind: str, best: Trial, start: Recipe, could: list[F
             "fitting", f"the time of single nodes is measured on this machine's onnxruntime, not on {aim.runner}"
         )
         return None
-    kernels = {form.name: _times(trials, trials.built(_whole(start, form))) for form in could}
-    return Budget(best.latency_ms * best.speedup / goal.min_speedup, kind, budgets.time_of(kernels))
+    built = {form.name: trials.built(_whole(start, form)) for form in could}
+    kernels = {name: _times(trials, artifact) for name, artifact in built.items()}
+    graph = io.read_graph(built[could[-1].name]).graph  # in float all nodes are themselves
+    outputs = {node.name or "": [v.name or "" for v in node.outputs] for node in graph}
+    return Budget(best.latency_ms * best.speedup / goal.min_speedup, kind, budgets.time_of(kernels, outputs))
 
 
 def _times(trials: Trials, artifact: Path) -> dict[str, float]:

@@ -88,11 +88,16 @@ def energy_of(form: Form, row: Sensitivity) -> float:
     return (row.macs * each + DRAM * bytes_of(form, row)) / 1e9
 
 
-def time_of(kernels: Mapping[str, Mapping[str, float]]) -> Cost:
-    """kernels: form → node of the artifact that runs → ms, measured; what a node becomes begins with its name."""
+def time_of(kernels: Mapping[str, Mapping[str, float]], outputs: Mapping[str, Sequence[str]]) -> Cost:
+    """kernels: form → node of the artifact that runs → ms, measured. outputs: of each node of the prepared model.
+
+    What a node becomes is named by it, or by its output, with more behind that.
+    """
 
     def cost(form: Form, row: Sensitivity) -> float:
-        return sum(ms for name, ms in kernels[form.name].items() if name == row.name or name.startswith(f"{row.name}_"))
+        names = (row.name, *outputs.get(row.name, ()))
+        mine = [k for k in kernels[form.name] if any(k == name or k.startswith(f"{name}_") for name in names)]
+        return sum(kernels[form.name][kernel] for kernel in mine)
 
     return cost
 

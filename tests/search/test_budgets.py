@@ -60,8 +60,10 @@ def test_costs_follow_their_formulas():
         [1000 * INT8 + 400 * DRAM, 1000 * FLOAT32 + 400 * DRAM, 1000 * FLOAT32 + 1600 * DRAM,
          1000 * FLOAT16 + 800 * DRAM]
     )  # fmt: skip
-    time = budgets.time_of({"as it is": {"n": 1.0, "n_product": 2.0, "nn": 4.0, "m": 8.0}})
-    assert time(AS_IS, row) == 3.0
+    time = budgets.time_of(
+        {"as it is": {"n": 1.0, "n_product": 2.0, "nn": 4.0, "m": 8.0, "out_quant": 16.0}}, {"n": ["out"]}
+    )
+    assert time(AS_IS, row) == 19.0
 
 
 def test_a_node_has_the_forms_that_were_measured_for_it():
