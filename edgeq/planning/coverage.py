@@ -98,7 +98,7 @@ def macs(node: ir.Node) -> int:
 def dims(value: ir.Value | None) -> list[int]:
     """The shape, 1 for each free dimension; none where it is unknown."""
     shape = value.shape if value is not None else None
-    return [d if isinstance(d, int) else 1 for d in shape] if shape is not None else []
+    return [d if isinstance(d, int) and d >= 0 else 1 for d in shape] if shape is not None else []  # some write -1
 
 
 def _pieces(integer: list[ir.Node]) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import onnxruntime as ort
 import pytest
 
 from edgeq.pipeline import coverage_files
-from edgeq.planning.coverage import macs
+from edgeq.planning.coverage import dims, macs
 from edgeq.recipe import Recipe
 from tests.graph.written import CONV, draw, save, text
 
@@ -72,3 +72,8 @@ def test_the_command_line_compares_targets(tmp_path):
     wrong = subprocess.run([*command[:-1], "x=1,b"], capture_output=True, text=True, check=False)
     assert wrong.returncode == 2
     assert wrong.stderr == "edgeq: --shape x=1,b: give INPUT=DIMENSIONS, such as input=1,3,224,224\n"
+
+
+def test_a_size_of_minus_one_is_a_free_one():
+    value = ir.Value(name="x", shape=ir.Shape([-1, 3, ir.SymbolicDim("n"), 0]))
+    assert dims(value) == [1, 3, 1, 0]
