@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
 from msgspec.structs import replace
 
@@ -109,14 +108,10 @@ def _budget(trials: Trials, kind: str, best: Trial, start: Recipe, could: list[F
         )
         return None
     built = {form.name: trials.built(_whole(start, form)) for form in could}
-    kernels = {name: _times(trials, artifact) for name, artifact in built.items()}
+    judges = trials.judges()
+    samples = list(islice(iter(judges), SAMPLES)) if judges is not None else []
+    time = load("edgeq.runners", "cpu").kernel_times
+    kernels = {name: time(artifact, samples) for name, artifact in built.items()}
     graph = io.read_graph(built[could[-1].name]).graph  # in float all nodes are themselves
     outputs = {node.name or "": [v.name or "" for v in node.outputs] for node in graph}
     return Budget(best.latency_ms * best.speedup / goal.min_speedup, kind, budgets.time_of(kernels, outputs))
-
-
-def _times(trials: Trials, artifact: Path) -> dict[str, float]:
-    judges = trials.judges()
-    samples = list(islice(iter(judges), SAMPLES)) if judges is not None else []
-    times: dict[str, float] = load("edgeq.runners", "cpu").kernel_times(artifact, samples)
-    return times

@@ -36,9 +36,13 @@ class Form:
     decision: str = INTEGER
 
     @property
+    def half(self) -> bool:
+        return self.rule is not None and self.rule.method == "float16"
+
+    @property
     def exact(self) -> bool:
         """Are its errors none to speak of, and not measured?"""
-        return self.rule is not None and (self.rule.float is True or self.rule.method == "float16")
+        return self.half or (self.rule is not None and self.rule.float is True)
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,13 @@ def forms(target: Target) -> list[Form]:
 def bytes_of(form: Form, row: Sensitivity) -> float:
     """What its weights take in the file."""
     if form.exact:
-        return row.float_bytes / (2 if form.name == "float16" else 1)
+        return row.float_bytes / (2 if form.half else 1)
     return row.bytes
 
 
 def energy_of(form: Form, row: Sensitivity) -> float:
     """mJ of its arithmetic and of its weights' way, as `edgeq.planning.energy` has them."""
-    each = INT8 if form.decision == INTEGER and not form.exact else FLOAT16 if form.name == "float16" else FLOAT32
+    each = INT8 if form.decision == INTEGER and not form.exact else FLOAT16 if form.half else FLOAT32
     return (row.macs * each + DRAM * bytes_of(form, row)) / 1e9
 
 
