@@ -45,7 +45,7 @@ UNIFORM = {  # (bits, block); a block of 0: a scale a channel
     INT3: (3, 32), "int3 block 64": (3, 64), "int3 block 128": (3, 128), "int3 per channel": (3, 0),
     "int2 block 16": (2, 16), INT2: (2, 32),
 }  # fmt: skip
-MIXED = {f"{bpw} bpw": ("--bpw", bpw) for bpw in ("4.0", "3.5", "3.0")}
+MIXED = {f"{bpw} bpw": ("--bpw", bpw) for bpw in ("4.5", "4.0", "3.5", "3.0")}  # int4 in blocks of 32 takes 4.5
 OURS = {name: ("--bits", str(bits), "--block", str(block)) for name, (bits, block) in UNIFORM.items()} | MIXED
 GOALS = {INT4: 1.204, CHANNEL: 1.215, "3.0 bpw": 1.25, INT2: 1.50}  # bits a byte
 WITHOUT_DATA = ("rtn", "hqq")
@@ -182,9 +182,16 @@ def verdicts(found: Sequence[Row]) -> Iterator[str]:
         ]
         if name in GOALS:
             line.append(f"goal {GOALS[name]} ({'met' if (ours[0].bits or 9) <= GOALS[name] else 'MISSED'})")
+            line += [f"in no more bytes: {r.format} {r.method} {r.bits:.4f}" for r in smaller(ours[0], found)[:1]]
         if name in MIXED:
             line.append(f"as small and no worse: {', '.join(beaten(ours[0], found)) or 'no uniform format'}")
         yield ", ".join(line)
+
+
+def smaller(row: Row, found: Sequence[Row]) -> list[Row]:
+    """edgeq's mixes that are better than a row and no larger, the best first."""
+    mixes = [r for r in found if r.format in MIXED and r.bits and row.bits and r.bits < row.bits]
+    return sorted((r for r in mixes if (r.size or 0) <= (row.size or 0)), key=lambda r: r.bits or 0)
 
 
 def beaten(row: Row, found: Sequence[Row]) -> list[str]:

@@ -10,6 +10,8 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
+from edgeq import lighter
+
 if TYPE_CHECKING:  # a type checker sees the very functions that `__getattr__` finds when they are asked for
     from edgeq.errors import EdgeqError
     from edgeq.export import export
@@ -59,6 +61,7 @@ class _Package(types.ModuleType):
 
 
 sys.modules[__name__].__class__ = _Package
+lighter.install()
 
 
 def __getattr__(name: str) -> Any:

@@ -27,7 +27,7 @@ FLOORS = (
     {"graph", "recipe", "target", "data", "lock"},
     {"weights", "calibrate", "intops"},
     {"numerics"},
-    {"types", "errors", "registry", "files"},
+    {"types", "errors", "registry", "files", "lighter"},
 )
 LEVEL = {unit: -depth for depth, floor in enumerate(FLOORS) for unit in floor}
 
@@ -220,6 +220,35 @@ def test_the_api_is_functions_whatever_was_imported():
     code = "import sys, edgeq, edgeq.cli.verify, edgeq.pipeline, edgeq.tune; sys.exit(not all(map(callable, CALLED)))"
     called = "[edgeq.load, edgeq.save, edgeq.export, edgeq.prepare, edgeq.plan, edgeq.quantize, edgeq.verify]"
     subprocess.run([sys.executable, "-c", code.replace("CALLED", called)], cwd=ROOT, timeout=120, check=True)
+
+
+@pytest.mark.parametrize("first", ["", "import onnx_ir", "import sympy"])
+def test_shapes_are_worked_out_whatever_was_imported_first(first):
+    """SymPy comes when a size is calculated; by then onnx-ir is a module like any other."""
+    code = """
+import sys
+import edgeq.graph.io as io
+import onnx_ir as ir
+assert bool({first!r}) == ("sympy.core" in sys.modules)
+assert (ir.SymbolicDim("N") + 2).value == "N + 2"
+import sympy
+from sympy.core.numbers import Integer
+assert sympy.Integer(2) == Integer(2) and "sympy.core" in sys.modules
+import importlib.resources, inspect
+assert importlib.resources.files("onnx_ir").is_dir() and "SymbolicDim" in inspect.getsource(ir._core)
+"""
+    code = f"{first}\n{code.format(first=first)}"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120, check=True)
+
+
+def test_quantizing_needs_no_symbols(tmp_path):
+    """Nor does a model with free sizes."""
+    code = f"""
+import sys, edgeq
+edgeq.quantize("sample_models/digits.onnx", "x86_64", "sample_models/digits_calib.npz", {str(tmp_path / "out")!r})
+assert "sympy.core" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=120, check=True)
 
 
 def test_help_is_light():
