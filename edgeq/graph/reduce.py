@@ -18,6 +18,7 @@ from edgeq.calibrate.glance import GROUP, SAMPLE, Glance, glance, stride
 from edgeq.graph.edit import Names, add_initializer, constant, insert_after, make_node, rank, remove, values_of
 
 EVERYTHING, NOTHING = np.array([np.iinfo(np.int64).max]), np.array([0])  # how far the samples are taken
+NCHWC = "com.microsoft.nchwc"
 BLOCKS = 16  # onnxruntime's NCHWc layout has blocks of 8 or 16 channels
 
 
@@ -107,10 +108,10 @@ def reduce_outputs(
         group, step = _sampling(like, value is not output)
         nodes: dict[str, ir.Node] = {}
         if name not in whole:
-            nodes["hi"] = build.node("ReduceMax", [value])
+            nodes |= build.greatest(value, blocked=value is not output)
             if not _at_least_0(like):
                 nodes["lo"] = build.node("ReduceMin", [value])
-            ends.setdefault(rank(like) or 0, []).extend(n.outputs[0] for n in nodes.values())
+            ends.setdefault(rank(like) or 0, []).extend(nodes[k].outputs[0] for k in ("hi", "lo") if k in nodes)
         steps = build.constant([step]) if step else None
         if name in parts and steps is None:
             nodes |= build.steps(value)
@@ -186,10 +187,17 @@ class _Builder:
             self._constants[key] = add_initializer(self._graph, name, np.array(numbers, np.int64))
         return self._constants[key]
 
-    def node(self, op: str, inputs: Sequence[ir.Value | None], **attributes: int) -> ir.Node:
+    def node(self, op: str, inputs: Sequence[ir.Value | None], domain: str = "", **attributes: int) -> ir.Node:
         whole = op in ("Size", "Div", "Mul", "Add")
         dtype = ir.DataType.INT64 if whole else ir.DataType.FLOAT
-        return make_node(op, inputs, self._names.new(f"seen_{op}"), dtype, None, attributes)
+        return make_node(op, inputs, self._names.new(f"seen_{op}"), dtype, None, attributes, domain)
+
+    def greatest(self, value: ir.Value, blocked: bool) -> dict[str, ir.Node]:
+        """The nodes that find the maximum: in the NCHWc layout, pooling reads a quarter faster than ReduceMax does."""
+        if not blocked:
+            return {"hi": self.node("ReduceMax", [value])}
+        pool = self.node("GlobalMaxPool", [value], NCHWC)
+        return {"channels": pool, "hi": self.node("ReduceMax", [pool.outputs[0]])}
 
     def joined(self, ends: Mapping[int, list[ir.Value]]) -> dict[ir.Value, list[ir.Value]]:
         """Values of one element, by rank, in one output for each rank: an output costs more than what is in it.
