@@ -2,17 +2,20 @@
 
 Each task in one run, on the same samples and by the same code in plain onnxruntime: the float model, edgeq without
 repair, each repair alone (`bias_correct` is the default), and `edgeq tune` to a drop of 0.5 % with at least 90 % of the
-multiply-accumulates in integers; with --peers NNCF and Quark in environments of their own. `tune` judges by the samples
-that are shown. The task `unequal` is EfficientNet-lite0 (MobileNetV2's blocks) with channels that were pulled apart by
-factors up to a thousand, which the layers behind them make up for, and one scale for each weight. Its Clips stay:
-without them it is another network, which agrees with the trained one on two samples of three, and that no int8 form
-keeps.
+multiply-accumulates in integers; with --peers NNCF and Quark in environments of their own, by default and with what
+they have against lost accuracy: NNCF's accuracy control to the same drop, Quark's CLE and AdaRound. `tune` and NNCF
+judge by the samples that are shown. The task `unequal` is EfficientNet-lite0 (MobileNetV2's blocks) with channels that
+were pulled apart by factors up to a thousand, which the layers behind them make up for, and one scale for each weight
+(the peers keep theirs of each channel). Its Clips stay: without them it is another network, which agrees with the
+trained one on two samples of three, and that no int8 form keeps.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +35,7 @@ from benchmarks import baseline, peers, tasks
 from benchmarks.latency import machine
 from edgeq import target as targets
 from edgeq.data import Dataset
+from edgeq.data.arrays import read_npz
 from edgeq.errors import EdgeqError
 from edgeq.graph import io
 from edgeq.graph.prepare import prepare
@@ -44,6 +48,8 @@ from edgeq.target import Target
 from edgeq.tune import Goal, tune
 
 MAX_DROP, MIN_INTEGER, TIME_BUDGET = 0.005, 0.9, 540.0
+PEERS = (("nncf", "quantize"), ("nncf", "recover"), ("quark", "quantize"), ("quark", "recover"))
+LIMIT_S = 900.0  # for a peer
 LIMIT = 6.0  # of the Clips of EfficientNet-lite0
 ALONE: dict[str, dict[str, Any]] = {
     "plain": {"passes": ()},
@@ -123,7 +129,11 @@ def per_tensor() -> Target:
     return msgspec.structs.replace(aim, types=aim.types | {"s8c": aim.types["s8t"]})
 
 
-def measure(task: tasks.Task, with_peers: bool, names: list[str]) -> Iterator[Row]:
+def load(name: str) -> tasks.Task:
+    return unequal(tasks.cache_folder()) if name == "unequal" else tasks.load(name)
+
+
+def measure(task: tasks.Task, with_peers: bool, names: list[str], max_drop: float) -> Iterator[Row]:
     """The float row, then one for each tool; a tool's failure is a row too."""
     aim: Target | str = per_tensor() if task.name == "unequal" else "x86_64"
     reference = baseline.evaluate(task.model, task)
@@ -137,14 +147,18 @@ def measure(task: tasks.Task, with_peers: bool, names: list[str]) -> Iterator[Ro
 
         yield _row(task, name, reference, alone)
     if with_peers:
-        for name in ("nncf", "quark"):
-            yield _row(task, name, reference, lambda folder, name=name: _peer(name, task, folder))  # type: ignore[misc]
-    yield _row(task, "tune", reference, lambda folder: _tune(task, aim, folder))
+        for peer, way in PEERS:
+
+            def theirs(folder: Path, peer: str = peer, way: str = way) -> Path:
+                return _peer(peer, way, task, folder, max_drop * abs(reference))
+
+            yield _row(task, f"{peer} {way}", reference, theirs)
+    yield _row(task, "tune", reference, lambda folder: _tune(task, aim, folder, max_drop))
 
 
-def _tune(task: tasks.Task, aim: Target | str, folder: Path) -> Path:
+def _tune(task: tasks.Task, aim: Target | str, folder: Path, max_drop: float) -> Path:
     """By the task's own metric, on the samples that the row shows too."""
-    goal = Goal(MAX_DROP, relative=True, min_integer=MIN_INTEGER, time_budget=TIME_BUDGET)
+    goal = Goal(max_drop, relative=True, min_integer=MIN_INTEGER, time_budget=TIME_BUDGET)
     name = aim if isinstance(aim, str) else str(_written(aim, folder))
 
     def metric(outputs: list[tasks.Feed], extras: tasks.Feed) -> float:
@@ -167,16 +181,27 @@ def _written(aim: Target, folder: Path) -> Path:
     return path
 
 
-def _peer(name: str, task: tasks.Task, folder: Path) -> Path:
-    feeds = folder / "feeds"
-    feeds.mkdir()
-    for index, feed in enumerate(task.calib):
-        np.savez(feeds / f"{index:04}.npz", **feed)  # type: ignore[arg-type]
+def _peer(name: str, way: str, task: tasks.Task, folder: Path, max_drop: float) -> Path:
+    places = [_saved(feeds, folder / kind) for kind, feeds in (("calib", task.calib), ("eval", task.eval))]
+    judge = shlex.join([sys.executable, "-m", "benchmarks.recovery", "--judge", task.name])
+    env = {"MAX_DROP": str(max_drop), "EVAL": str(places[1]), "JUDGE": judge}
     made = folder / f"{name}.onnx"
-    cost = peers.run(name, task.model, feeds, made, samples=len(task.calib))
+    cost = peers.run(name, task.model, places[0], made, samples=len(task.calib), timeout=LIMIT_S, way=way, env=env)
     if cost.error:
         raise EdgeqError(cost.error)
     return made
+
+
+def _saved(feeds: list[tasks.Feed], folder: Path) -> Path:
+    folder.mkdir()
+    for index, feed in enumerate(feeds):
+        np.savez(folder / f"{index:05}.npz", **feed)  # type: ignore[arg-type]
+    return folder
+
+
+def judged(task: tasks.Task, folder: Path) -> float:
+    """The task's metric of outputs in a folder, one file for each sample."""
+    return task.metric([read_npz(file) for file in sorted(folder.glob("*.npz"))])
 
 
 def _row(task: tasks.Task, tool: str, reference: float, make: Callable[[Path], Path]) -> Row:
@@ -213,13 +238,17 @@ def main() -> None:
     parser.add_argument("--tasks", default=",".join([*tasks.names(), "unequal"]))
     parser.add_argument("--alone", default=",".join(ALONE), help="comma list of repairs to run alone")
     parser.add_argument("--peers", action="store_true", help="also NNCF and Quark")
+    parser.add_argument("--max-drop", type=float, default=MAX_DROP, help="relative, of tune and of NNCF's control")
+    parser.add_argument("--judge", nargs=2, metavar=("TASK", "OUTPUTS"), help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="also write every number there")
     args = parser.parse_args()
+    if args.judge:
+        print(judged(load(args.judge[0]), Path(args.judge[1])))
+        return
     rows: list[Row] = []
     console = Console(stderr=True)
     for name in args.tasks.split(","):
-        task = unequal(tasks.cache_folder()) if name == "unequal" else tasks.load(name)
-        for row in measure(task, args.peers, [a for a in args.alone.split(",") if a]):
+        for row in measure(load(name), args.peers, [a for a in args.alone.split(",") if a], args.max_drop):
             console.print(" ".join(cells(row)), style="dim", highlight=False)
             rows.append(row)
     Console(width=120).print(table(rows))

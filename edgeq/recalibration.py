@@ -23,6 +23,7 @@ from edgeq.passes.observer import HIGH, LOW, observed, observer
 from edgeq.passes.rescale import groups, rescale
 from edgeq.recipe import Recipe
 from edgeq.registry import load
+from edgeq.request import with_padding
 from edgeq.types import Progress, QParams, silent
 
 
@@ -140,6 +141,7 @@ def _seen(path: Path, data: Any, samples: int, progress: Progress) -> statistics
     dataset = open_data(data, io.input_shapes(model))
     wanted = dict.fromkeys(given.values(), "mse")
     with tempfile.TemporaryDirectory(prefix="edgeq-") as work:
-        found = observe(wanted, (), path, Recipe(samples=samples), dataset, Path(work), Ways(), progress)
+        recipe, trimmed = with_padding(Recipe(samples=samples), dataset, model)
+        found = observe(wanted, (), path, recipe, trimmed or dataset, Path(work), Ways(), progress)
     summaries = {name: found.summaries[value] for name, value in given.items() if value in found.summaries}
     return statistics.Statistics(summaries, tuple(given), found.samples, io.sha256(io.files(path)), dataset.name)

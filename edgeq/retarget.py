@@ -31,6 +31,7 @@ from edgeq.planning.planner import plan
 from edgeq.planning.solve import activation_params, bias_tensors
 from edgeq.recipe import Recipe
 from edgeq.registry import load
+from edgeq.request import with_padding
 from edgeq.target import Target
 from edgeq.types import INT_RANGES, PerChannel, PerTensor, QParams, QSpec, QTensor, Solution, silent
 
@@ -118,7 +119,8 @@ def _measured(prepared: ir.Model, aim: Target, recipe: Recipe, calib: Any) -> di
     with tempfile.TemporaryDirectory(prefix="edgeq-") as name:
         path = Path(name) / "float.onnx"
         io.save(prepared, path)
-        data, made = open_data(calib, io.input_shapes(prepared)), plan(prepared, aim, recipe)
+        recipe, data = with_padding(recipe, open_data(calib, io.input_shapes(prepared)), prepared)
+        made = plan(prepared, aim, recipe)
         return gather(made, prepared, path, aim, recipe, data, Path(name), Ways(), silent).summaries
 
 

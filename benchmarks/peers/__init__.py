@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,13 +57,16 @@ def ensure(name: str) -> Path:
 
 def run(
     name: str, model: Path, feeds: Path, out: Path, calibrator: str = "minmax", samples: int = 128, threads: int = 2,
-    timeout: float = 1800,
+    timeout: float = 1800, way: str = "quantize", env: Mapping[str, str] | None = None,
 ) -> Cost:  # fmt: skip
-    """Quantize `model` into `out` with a peer. Cost.error is the peer's own first line, or '' when it worked."""
-    script = ROOT / "benchmarks" / "peers" / f"{name}_quantize.py"
+    """Quantize `model` into `out` with a peer. Cost.error is the peer's own first line, or '' when it worked.
+
+    way: which of the peer's scripts, which may want something of the environment.
+    """
+    script = ROOT / "benchmarks" / "peers" / f"{name}_{way}.py"
     out.parent.mkdir(parents=True, exist_ok=True)
     command = [str(ensure(name)), str(script), str(model), str(feeds), str(out)]
     command += ["--calibrator", calibrator, "--samples", str(samples)]
-    cost = peak_rss(command, timeout, threads, {"PYTHONPATH": str(ROOT)})
+    cost = peak_rss(command, timeout, threads, {"PYTHONPATH": str(ROOT), **(env or {})})
     said = last_json(cost.output)
     return replace(cost, error=said.get("error", "") or cost.error)

@@ -7,6 +7,7 @@ its documentation uses it, with the range estimator that the calibrator's name s
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from benchmarks.peers.peer import Feeds, at_least_opset, main
 
@@ -23,18 +24,20 @@ def quantize(model: Path, feeds: Feeds, out: Path, calibrator: str) -> None:
         at_least_opset(onnx.load(model), 13),
         nncf.Dataset(feeds, lambda feed: feed),
         subset_size=len(feeds),
-        model_type=nncf.ModelType.TRANSFORMER if _is_transformer(model) else None,
+        model_type=model_type(model),
         advanced_parameters=nncf.AdvancedQuantizationParameters(activations_range_estimator_params=ranges[calibrator]),
     )
     onnx.save(found, out)
 
 
-def _is_transformer(model: Path) -> bool:
-    """Whether attention and layer norm make up the model, which NNCF wants to be told."""
+def model_type(model: Path) -> Any:
+    """TRANSFORMER where attention and layer norm make up the model, which NNCF wants to be told, else None."""
+    import nncf
     import onnx
 
     ops = [node.op_type for node in onnx.load(model, load_external_data=False).graph.node]
-    return "LayerNormalization" in ops and "Softmax" in ops and "Conv" not in ops
+    alike = "LayerNormalization" in ops and "Softmax" in ops and "Conv" not in ops
+    return nncf.ModelType.TRANSFORMER if alike else None
 
 
 if __name__ == "__main__":
