@@ -31,7 +31,7 @@ def case(tmp_path):
 
 def test_retarget(case, tmp_path):
     path, padded, bare = case
-    ort_quantization.quantize_dynamic(path, tmp_path / "theirs.onnx")
+    ort_quantization.quantize_dynamic(path, tmp_path / "theirs.onnx", op_types_to_quantize=["MatMul"])
     for name, calib in (("a", padded), ("b", bare)):
         assert retarget(tmp_path / "theirs.onnx", "x86_64", tmp_path / f"{name}.onnx", calib=calib).measured
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()

@@ -11,12 +11,22 @@ it shows its own error and that of those steps, and none that a layer before it 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.convenience import replace_all_uses_with
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
-from edgeq.graph.edit import MS_DOMAIN, Names, all_graphs, drop_unused_initializers, make_node
+from edgeq.graph.edit import (
+    MS_DOMAIN,
+    Names,
+    add_initializer,
+    all_graphs,
+    drop_unused_initializers,
+    is_constant,
+    make_node,
+)
 
 POOLED = ("Conv", "ConvTranspose")
 WIDE = (ir.DataType.INT16, ir.DataType.UINT16)  # which onnxruntime's own operators take in models of any opset
@@ -57,6 +67,7 @@ def side_by_side(real: ir.Model, quantized: ir.Model, layers: Sequence[str]) -> 
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and wide:
             node.domain = MS_DOMAIN
             made.opset_imports[MS_DOMAIN] = 1
+    _real_constants(made, names)
     RemoveUnusedNodesPass()(made)
     drop_unused_initializers(made)
     TopologicalSortPass()(made)
@@ -81,3 +92,37 @@ def _move(source: ir.Model, into: ir.Graph, names: Names) -> None:
     nodes = list(source.graph)
     source.graph.remove(nodes)
     into.extend(nodes)
+
+
+def _real_constants(model: ir.Model, names: Names) -> None:
+    """Weights as they are after rounding, not as codes: they would be multiplied out in each run, and held until then.
+
+    Each is made when it is written.
+    """
+    for node in list(model.graph):
+        held = [None if v is None else v.const_value for v in node.inputs]
+        if (
+            node.op_type != "DequantizeLinear"
+            or "block_size" in node.attributes
+            or not all(map(is_constant, node.inputs))
+        ):
+            continue
+        codes, scale, zero = (*held, None)[:3]
+        assert codes is not None
+        assert scale is not None
+        make = partial(_dequantized, codes, scale, zero, node.attributes.get_int("axis", 1))
+        lazy = ir.LazyTensor(make, dtype=ir.DataType.FLOAT, shape=codes.shape)  # type: ignore[arg-type]
+        lazy.name = names.new(f"{codes.name}_real")
+        replace_all_uses_with(node.outputs[0], add_initializer(model.graph, lazy.name, lazy))
+
+
+def _dequantized(
+    codes: ir.TensorProtocol, scale: ir.TensorProtocol, zero: ir.TensorProtocol | None, axis: int
+) -> ir.TensorProtocol:
+    """(codes - zero) · scale, as the operator's text has it."""
+    x = codes.numpy().astype(np.float32)
+    shape = [-1 if i == axis % x.ndim else 1 for i in range(x.ndim)] if scale.size > 1 else [1] * x.ndim
+    if zero is not None:
+        x -= zero.numpy().astype(np.float32).reshape(shape)
+    x *= scale.numpy().reshape(shape)
+    return ir.tensor(x)

@@ -212,7 +212,7 @@ def after(
     path = prepared.with_name(".both.onnx")
     io.save(both, path, beside=True)
     del both, source
-    session, seen, rows = load("edgeq.runners", "cpu").open_session(path), [], 0
+    session, seen, rows = load("edgeq.runners", "cpu").open_session(path, in_order=True), [], 0
     for feeds in chosen(data, recipe).take(MEANS):
         progress("correct", min(rows, MEANS), MEANS)
         means = {name: found.reshape(found.shape[:2]) for name, found in session.run(feeds).items() if found.size}
