@@ -146,8 +146,10 @@ def command(row: Row, model: Path, calib: Path, folder: Path) -> tuple[list[str]
         "--quiet",
     ]
     ours += ["--method", "weight_only", "--weight", weight, *options, *OURS[row.format], "--no-verify"]
-    data = [] if weight in WITHOUT_DATA and row.format not in MIXED else ["--calib", str(calib)]
-    return [*ours, *data], folder / "out" / "model.onnx"
+    recipe = folder / "recipe.toml"
+    recipe.write_text("samples = 0\n")  # all of them
+    data = ["--calib", str(calib), "--recipe", str(recipe)]
+    return [*ours, *([] if weight in WITHOUT_DATA and row.format not in MIXED else data)], folder / "out" / "model.onnx"
 
 
 def measure(row: Row, model: Path, calib: Path, indices: range, reference: np.ndarray, threads: int) -> Row:

@@ -11,7 +11,7 @@ from benchmarks.peers.peer import Feeds, main
 def quantize(model: Path, feeds: Feeds, out: Path, calibrator: str) -> None:
     from quark.onnx.quantization.config.algorithm import AdaRoundConfig, CLEConfig
 
-    quark_quantize.quantize(model, feeds, out, calibrator, [CLEConfig(), AdaRoundConfig()])
+    quark_quantize.quantize(model, feeds, out, calibrator, [CLEConfig(), AdaRoundConfig(num_workers=0)])
 
 
 if __name__ == "__main__":
