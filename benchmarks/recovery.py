@@ -1,8 +1,8 @@
-"""What wins back accuracy: `python -m benchmarks.recovery [--tasks digits,unequal] [--peers]`.
+"""What wins back accuracy: `python -m benchmarks.recovery [--tasks digits,unequal] [--peers [nncf,quark]]`.
 
 Each task in one run, on the same samples and by the same code in plain onnxruntime: the float model, edgeq without
 repair, each repair alone (`bias_correct` is the default), and `edgeq tune` to a drop of 0.5 % with at least 90 % of the
-multiply-accumulates in integers; with --peers NNCF and Quark in environments of their own, by default and with what
+multiply-accumulates in integers; with --peers NNCF and Quark in environments of their own, as they are and with what
 they have against lost accuracy: NNCF's accuracy control to the same drop, Quark's CLE and AdaRound. `tune` and NNCF
 judge by the samples that are shown. The task `unequal` is EfficientNet-lite0 (MobileNetV2's blocks) with channels that
 were pulled apart by factors up to a thousand, which the layers behind them make up for, and one scale for each weight
@@ -48,7 +48,7 @@ from edgeq.target import Target
 from edgeq.tune import Goal, tune
 
 MAX_DROP, MIN_INTEGER, TIME_BUDGET = 0.005, 0.9, 540.0
-PEERS = (("nncf", "quantize"), ("nncf", "recover"), ("quark", "quantize"), ("quark", "recover"))
+PEERS = {"nncf": "quantize", "nncf recover": "recover", "quark": "quantize", "quark recover": "recover"}
 LIMIT_S = 900.0  # for a peer
 LIMIT = 6.0  # of the Clips of EfficientNet-lite0
 ALONE: dict[str, dict[str, Any]] = {
@@ -133,7 +133,7 @@ def load(name: str) -> tasks.Task:
     return unequal(tasks.cache_folder()) if name == "unequal" else tasks.load(name)
 
 
-def measure(task: tasks.Task, with_peers: bool, names: list[str], max_drop: float) -> Iterator[Row]:
+def measure(task: tasks.Task, beside: list[str], names: list[str], max_drop: float) -> Iterator[Row]:
     """The float row, then one for each tool; a tool's failure is a row too."""
     aim: Target | str = per_tensor() if task.name == "unequal" else "x86_64"
     reference = baseline.evaluate(task.model, task)
@@ -146,13 +146,12 @@ def measure(task: tasks.Task, with_peers: bool, names: list[str], max_drop: floa
             return edgeq.quantize(task.model, aim, task.calib, folder / "out", recipe=recipe, check=False).artifact
 
         yield _row(task, name, reference, alone)
-    if with_peers:
-        for peer, way in PEERS:
+    for name in beside:
 
-            def theirs(folder: Path, peer: str = peer, way: str = way) -> Path:
-                return _peer(peer, way, task, folder, max_drop * abs(reference))
+        def theirs(folder: Path, name: str = name) -> Path:
+            return _peer(name.split()[0], PEERS[name], task, folder, max_drop * abs(reference))
 
-            yield _row(task, f"{peer} {way}", reference, theirs)
+        yield _row(task, name, reference, theirs)
     yield _row(task, "tune", reference, lambda folder: _tune(task, aim, folder, max_drop))
 
 
@@ -237,7 +236,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recovery", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--tasks", default=",".join([*tasks.names(), "unequal"]))
     parser.add_argument("--alone", default=",".join(ALONE), help="comma list of repairs to run alone")
-    parser.add_argument("--peers", action="store_true", help="also NNCF and Quark")
+    parser.add_argument("--peers", nargs="?", const=",".join(PEERS), default="", help="also these, by default all")
     parser.add_argument("--max-drop", type=float, default=MAX_DROP, help="relative, of tune and of NNCF's control")
     parser.add_argument("--judge", nargs=2, metavar=("TASK", "OUTPUTS"), help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path, help="also write every number there")
@@ -248,7 +247,8 @@ def main() -> None:
     rows: list[Row] = []
     console = Console(stderr=True)
     for name in args.tasks.split(","):
-        for row in measure(load(name), args.peers, [a for a in args.alone.split(",") if a], args.max_drop):
+        beside, alone = ([one for one in given.split(",") if one] for given in (args.peers, args.alone))
+        for row in measure(load(name), beside, alone, args.max_drop):
             console.print(" ".join(cells(row)), style="dim", highlight=False)
             rows.append(row)
     Console(width=120).print(table(rows))
