@@ -49,7 +49,7 @@ from edgeq.tune import Goal, tune
 
 MAX_DROP, MIN_INTEGER, TIME_BUDGET = 0.005, 0.9, 540.0
 PEERS = {"nncf": "quantize", "nncf recover": "recover", "quark": "quantize", "quark recover": "recover"}
-LIMIT_S = 900.0  # for a peer
+LIMIT_S = TIME_BUDGET  # for a peer, which has as long as tune
 LIMIT = 6.0  # of the Clips of EfficientNet-lite0
 ALONE: dict[str, dict[str, Any]] = {
     "plain": {"passes": ()},
