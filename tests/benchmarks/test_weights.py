@@ -53,11 +53,11 @@ def test_a_run_goes_on(tmp_path, monkeypatch, capsys):
         done.append((row.format, row.method))
         if len(done) == 2:
             raise KeyboardInterrupt
-        row.bits, row.error, row.loss, row.size, row.seconds, row.peak = 1.2, 0.1, 0.0, 9, 1.0, 9
+        row.bits, row.error, row.loss, row.divergence, row.size, row.seconds, row.peak = 1.2, 0.1, 0.0, 0.0, 9, 1.0, 9
         return row
 
     monkeypatch.setattr(weights, "measure", measure)
-    monkeypatch.setattr(weights, "losses", lambda *_: np.ones(3))
+    monkeypatch.setattr(weights, "predictions", lambda _, indices, __: np.zeros((len(indices), 512, 256), np.float32))
     monkeypatch.setattr(weights, "training_windows", lambda _: np.zeros((1, 4), np.int64))
     asked = ["--rows", "int4 * / rtn,int3 * / rtn", "--json", str(tmp_path / "rows.json")]
     with pytest.raises(KeyboardInterrupt):
@@ -77,10 +77,20 @@ def test_what_is_as_small_as_a_mix_and_no_worse():
     assert weights.beaten(weights.Row("3.0 bpw", "gptq", 1.2, size=20), rows) == ["int4 block 32 / b"]
 
 
+def test_bits_and_divergence_of_a_prediction():
+    """Of even odds among 256 bytes: eight bits, and as far from a sure thing as that says."""
+    even = np.full((2, tinypy.CONTEXT, 256), -8, np.float32)
+    np.testing.assert_allclose(weights.bits(even, range(2)), 8)
+    sure = np.full_like(even, -100)
+    sure[..., 0] = 0
+    assert abs(weights.divergence(sure, even) - 8) < 1e-6
+    assert weights.divergence(even, even) == 0
+
+
 def test_cells_of_any_row():
     assert weights.cells(weights.Row("f", "m", failed="why"))[2] == "failed"
-    full = weights.cells(weights.Row("f", "m", 1.25, 0.01, 0.05, 1234567, 3.4, 10**8))
-    assert full == ["f", "m", "1.2500", "0.0100", "+0.0500", "1,234,567", "3", "100"]
+    full = weights.cells(weights.Row("f", "m", 1.25, 0.01, 0.05, 0.02, 1234567, 3.4, 10**8))
+    assert full == ["f", "m", "1.2500", "0.0100", "+0.0500", "0.0200", "1,234,567", "3", "100"]
     assert len(weights.cells(weights.Row("f", "m"))) == len(weights.HEADINGS)
 
 
