@@ -33,6 +33,7 @@ from rich.table import Table
 import edgeq
 from benchmarks import baseline, peers, tasks
 from benchmarks.latency import machine
+from benchmarks.measure import save_folder
 from edgeq import target as targets
 from edgeq.data import Dataset
 from edgeq.data.arrays import read_npz
@@ -47,9 +48,8 @@ from edgeq.search.recovery import channels
 from edgeq.target import Target
 from edgeq.tune import Goal, tune
 
-MAX_DROP, MIN_INTEGER, TIME_BUDGET = 0.005, 0.9, 540.0
+MAX_DROP, MIN_INTEGER, TIME_BUDGET = 0.005, 0.9, 540.0  # a peer has as long as tune
 PEERS = {"nncf": "quantize", "nncf recover": "recover", "quark": "quantize", "quark recover": "recover"}
-LIMIT_S = TIME_BUDGET  # for a peer, which has as long as tune
 LIMIT = 6.0  # of the Clips of EfficientNet-lite0
 ALONE: dict[str, dict[str, Any]] = {
     "plain": {"passes": ()},
@@ -181,21 +181,14 @@ def _written(aim: Target, folder: Path) -> Path:
 
 
 def _peer(name: str, way: str, task: tasks.Task, folder: Path, max_drop: float) -> Path:
-    places = [_saved(feeds, folder / kind) for kind, feeds in (("calib", task.calib), ("eval", task.eval))]
+    places = [save_folder(feeds, folder / kind) for kind, feeds in (("calib", task.calib), ("eval", task.eval))]
     judge = shlex.join([sys.executable, "-m", "benchmarks.recovery", "--judge", task.name])
     env = {"MAX_DROP": str(max_drop), "EVAL": str(places[1]), "JUDGE": judge}
     made = folder / f"{name}.onnx"
-    cost = peers.run(name, task.model, places[0], made, samples=len(task.calib), timeout=LIMIT_S, way=way, env=env)
+    cost = peers.run(name, task.model, places[0], made, samples=len(task.calib), timeout=TIME_BUDGET, way=way, env=env)
     if cost.error:
         raise EdgeqError(cost.error)
     return made
-
-
-def _saved(feeds: list[tasks.Feed], folder: Path) -> Path:
-    folder.mkdir()
-    for index, feed in enumerate(feeds):
-        np.savez(folder / f"{index:05}.npz", **feed)  # type: ignore[arg-type]
-    return folder
 
 
 def judged(task: tasks.Task, folder: Path) -> float:

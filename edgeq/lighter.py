@@ -43,7 +43,7 @@ class Light(Loader):
         try:
             self._loader.exec_module(module)
         finally:
-            self._finder.names = ()
+            sys.meta_path.remove(self._finder)
             module.__loader__ = self._loader
             if module.__spec__ is not None:
                 module.__spec__.loader = self._loader

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.measure import save_folder
 from benchmarks.peers import nncf_quantize
 from benchmarks.peers.peer import Feeds, at_least_opset, main
 
@@ -25,11 +26,10 @@ def judged(model: Any, samples: Iterable[dict[str, np.ndarray]]) -> tuple[float,
     import onnxruntime as ort
 
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    names, outputs = [o.name for o in session.get_outputs()], []
+    names = [o.name for o in session.get_outputs()]
+    outputs = [session.run(names, feed) for feed in samples]
     with tempfile.TemporaryDirectory() as folder:
-        for index, feed in enumerate(samples):
-            outputs.append(session.run(names, feed))
-            np.savez(Path(folder, f"{index:05}.npz"), **dict(zip(names, outputs[-1], strict=True)))
+        save_folder((dict(zip(names, found, strict=True)) for found in outputs), Path(folder))
         said = subprocess.run([*shlex.split(os.environ["JUDGE"]), folder], capture_output=True, text=True, check=True)
     return float(said.stdout.split()[-1]), outputs
 

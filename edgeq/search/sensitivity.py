@@ -42,7 +42,7 @@ def sensitivity(
     path = work / ".switched.onnx"
     io.save(made, path)
     session = load("edgeq.runners", "cpu").open_session(path, optimization="basic", threads=os.cpu_count() or 1)
-    samples = list(islice(iter(data.unpadded()), SAMPLES))
+    samples = list(islice(data.take(SAMPLES).unpadded(), SAMPLES))
     errors, places = np.zeros((len(samples), len(names))), np.arange(len(names))
     for index, feeds in enumerate(samples):
         wanted = session.run({**feeds, INPUT: np.zeros(len(names), np.bool_)})
