@@ -119,7 +119,7 @@ def _real_constants(model: ir.Model, names: Names) -> None:
 def _dequantized(
     codes: ir.TensorProtocol, scale: ir.TensorProtocol, zero: ir.TensorProtocol | None, axis: int
 ) -> ir.TensorProtocol:
-    """(codes - zero) · scale, of float8 too, in float32 all the way: unlike `dequantize_along`, which is for integers."""
+    """(codes - zero) · scale, of float8 too and in float32 throughout: `dequantize_along` is for integers."""
     x = codes.numpy().astype(np.float32)
     shape = [-1 if i == axis % x.ndim else 1 for i in range(x.ndim)] if scale.size > 1 else [1] * x.ndim
     if zero is not None:
