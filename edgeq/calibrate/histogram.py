@@ -22,13 +22,15 @@ LIMIT = 2048  # bins on each side of 0, bin 0 counted on both
 SIZE = 2 * LIMIT - 1
 _LEAST_EXPONENT = -115  # keeps 1 / w within float32
 _CHUNK = 1 << 15  # elements; scratch of this size stays in the cache
+_EMPTY = np.zeros(SIZE, np.int64)  # of all bins that have counted nothing, most of the far ones
+_EMPTY.flags.writeable = False
 
 
 @dataclass
 class Bins:
     """counts: int64 (4095,), bin i at index i + 2047. exponent: k + 11, so that all |x| < 2**exponent."""
 
-    counts: np.ndarray = field(default_factory=lambda: np.zeros(SIZE, np.int64))
+    counts: np.ndarray = field(default_factory=lambda: _EMPTY)
     exponent: int = _LEAST_EXPONENT
 
     @property
@@ -41,7 +43,7 @@ class Bins:
         if by <= 0:
             return
         self.exponent = exponent
-        if self.counts.any():
+        if self.counts is not _EMPTY:
             pairs = 1 << by
             out = np.zeros(SIZE, np.int64)
             n = LIMIT // pairs
@@ -53,6 +55,8 @@ class Bins:
     def add(self, x: np.ndarray, reach: float, weight: int = 1) -> None:
         """Count each of the finite float32 values of the 1-D `x`, all |x| <= reach, `weight` times."""
         self.widen(math.frexp(reach)[1] if reach else _LEAST_EXPONENT)
+        if self.counts is _EMPTY:
+            self.counts = _EMPTY.copy()
         inverse = np.float32(1.0 / self.width)
         for start in range(0, x.size, _CHUNK):
             index = (x[start : start + _CHUNK] * inverse).astype(np.int32)  # truncates toward 0
@@ -63,7 +67,8 @@ class Bins:
         self.widen(other.exponent)
         theirs = Bins(other.counts, other.exponent)
         theirs.widen(self.exponent)
-        self.counts = self.counts + theirs.counts
+        if theirs.counts is not _EMPTY:
+            self.counts = self.counts + theirs.counts
 
 
 @dataclass

@@ -11,11 +11,12 @@ it shows its own error and that of those steps, and none that a layer before it 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.convenience import replace_all_uses_with
+from onnx_ir.convenience import extract, replace_all_uses_with
 from onnx_ir.passes.common import RemoveUnusedNodesPass, TopologicalSortPass
 
 from edgeq.graph.edit import (
@@ -26,17 +27,30 @@ from edgeq.graph.edit import (
     drop_unused_initializers,
     is_constant,
     make_node,
+    static_shape,
 )
 
 POOLED = ("Conv", "ConvTranspose")
 WIDE = (ir.DataType.INT16, ir.DataType.UINT16)  # which onnxruntime's own operators take in models of any opset
 
 
-def side_by_side(real: ir.Model, quantized: ir.Model, layers: Sequence[str]) -> tuple[ir.Model, dict[str, list[str]]]:
+@dataclass(frozen=True)
+class Pair:
+    """model: of both. later: of layers whose inputs' means are outputs of `model`, or None.
+
+    means: {layer: [its float output, its quantized output]} of the one or the other, each a mean over positions:
+    float32 (N, C, 1 …) or (N, C).
+    """
+
+    model: ir.Model
+    later: ir.Model | None
+    means: dict[str, list[str]]
+
+
+def side_by_side(real: ir.Model, quantized: ir.Model, layers: Sequence[str]) -> Pair:
     """The two in one model, whose outputs are means of what these layers of both give.
 
-    real: is emptied. layers: names of Conv, ConvTranspose and Gemm nodes of both main graphs. Gives the model too, and
-    {layer: [its float output, its quantized output]}, each output a mean over positions: float32 (N, C, 1 …) or (N, C).
+    real: is emptied. layers: names of Conv, ConvTranspose and Gemm nodes of both main graphs.
     """
     made = quantized.clone()
     graph, names = made.graph, Names(made)
@@ -51,27 +65,76 @@ def side_by_side(real: ir.Model, quantized: ir.Model, layers: Sequence[str]) -> 
     _move(real, graph, names)
     ours = {node.name or "": node for node in graph}
     found: dict[str, list[str]] = {}
+    of_means: list[ir.Node] = []
     for name in layers:
-        pair = theirs[name].outputs[0], ours[name].outputs[0]
-        replace_all_uses_with(pair[1], pair[0])
-        op = "GlobalAveragePool" if ours[name].op_type in POOLED else "Identity"
+        pair = theirs[name], ours[name]
+        replace_all_uses_with(pair[1].outputs[0], pair[0].outputs[0])
+        alone, op = all(map(_alone, pair)), "GlobalAveragePool" if ours[name].op_type in POOLED else "Identity"
+        read = [node.inputs[0] if alone else node.outputs[0] for node in pair]
         taps = [
-            make_node(op, [v], names.new(f"{v.name}_mean"), ir.DataType.FLOAT, None, name=names.new(f"{name}_mean"))
-            for v in pair
+            make_node(op, [v], names.new(f"{name}_mean"), ir.DataType.FLOAT, None, name=names.new(f"{name}_mean"))
+            for v in read
         ]
         graph.extend(taps)
         graph.outputs.extend(tap.outputs[0] for tap in taps)
+        if alone:
+            taps = [_again(node, tap.outputs[0], names) for node, tap in zip(pair, taps, strict=True)]
+            of_means += taps
         found[name] = [tap.outputs[0].name or "" for tap in taps]
+    graph.extend(of_means)
     for node in graph.all_nodes():
         wide = any(v is not None and v.dtype in WIDE for v in (*node.inputs, *node.outputs))
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and wide:
             node.domain = MS_DOMAIN
             made.opset_imports[MS_DOMAIN] = 1
     _real_constants(made, names)
+    later = _apart(made, of_means)
     RemoveUnusedNodesPass()(made)
     drop_unused_initializers(made)
     TopologicalSortPass()(made)
-    return made, found
+    return Pair(made, later, found)
+
+
+def _alone(node: ir.Node) -> bool:
+    """Does it see each position alone? Then the mean of what it gives is what it gives for the mean of its input.
+
+    So it need not run at every position, nor be in memory with the layers that must.
+    """
+    if not all(map(_fixed, node.inputs[1:])):
+        return False
+    if node.op_type == "Gemm":
+        bias = static_shape(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else ()
+        return not node.attributes.get_int("transA", 0) and bias is not None and len(bias) < 2
+    kernel = static_shape(node.inputs[1])
+    steps = [*node.attributes.get_ints("strides", []), *(kernel or (0, 0, 0))[2:]]
+    return node.op_type == "Conv" and set(steps) == {1} and not any(node.attributes.get_ints("pads", []))
+
+
+def _fixed(value: ir.Value | None) -> bool:
+    producer = None if value is None else value.producer()
+    of_codes = (
+        producer is not None and producer.op_type == "DequantizeLinear" and all(map(is_constant, producer.inputs))
+    )
+    return value is None or is_constant(value) or of_codes
+
+
+def _again(node: ir.Node, value: ir.Value, names: Names) -> ir.Node:
+    """The same layer on another value."""
+    attributes = {a.name: a.value for a in node.attributes.values()}
+    made = [value, *node.inputs[1:]], names.new(f"{node.name}_of_mean")
+    return make_node(node.op_type, *made, ir.DataType.FLOAT, None, attributes, name=names.new(node.name or ""))
+
+
+def _apart(model: ir.Model, nodes: Sequence[ir.Node]) -> ir.Model | None:
+    """These nodes in a model of their own, which are taken from the given one; their first inputs are its inputs."""
+    if not nodes:
+        return None
+    ends = [
+        [v for v in side if v is not None] for side in ([n.inputs[0] for n in nodes], [n.outputs[0] for n in nodes])
+    ]
+    graph = extract(model.graph, *ends)
+    model.graph.remove(nodes, safe=True)
+    return ir.Model(graph, ir_version=model.ir_version)
 
 
 def _move(source: ir.Model, into: ir.Graph, names: Names) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +16,10 @@ from edgeq.errors import CalibrationError, RecipeError
 from edgeq.graph import io
 from edgeq.graph.edit import constant, static_shape
 from edgeq.graph.folding import matrix
+from edgeq.memory import give_back
 from edgeq.passes import equalize, smooth
 from edgeq.passes.bias_correct import correct, significant, with_biases, without_bias
-from edgeq.passes.side_by_side import side_by_side
+from edgeq.passes.side_by_side import Pair, side_by_side
 from edgeq.planning.plan import INTEGER, Plan
 from edgeq.planning.planner import plan
 from edgeq.recipe import Recipe
@@ -208,26 +209,45 @@ def after(
     layers = [n.name for n in made.nodes if n.decision == INTEGER and n.op in LAYERS and n.name in ours & theirs]
     if not layers:
         return 0
-    both, taps = side_by_side(source, quantized, layers)
-    path = prepared.with_name(".both.onnx")
-    io.save(both, path, beside=True)
-    del both, source
-    session, seen, rows = load("edgeq.runners", "cpu").open_session(path, in_order=True), [], 0
-    for feeds in chosen(data, recipe).take(MEANS):
-        progress("correct", min(rows, MEANS), MEANS)
-        means = {name: found.reshape(found.shape[:2]) for name, found in session.run(feeds).items() if found.size}
-        seen.append(means)
-        rows += max(map(len, means.values()), default=1)
-        if rows >= MEANS:
-            break
-    session.close()
+    both = side_by_side(source, quantized, layers)
+    del source
+    seen = _means(both, prepared, chosen(data, recipe).take(MEANS), progress)
     shifts = {}
-    for name, (real, rounded) in taps.items():
-        lost = [m[real].astype(np.float64) - m[rounded] for m in seen if real in m]
-        if lost and np.isfinite(total := np.concatenate(lost)).all():
-            shifts[name] = significant(total)
+    for name, (real, rounded) in both.means.items():
+        lost = seen[real].astype(np.float64) - seen[rounded]
+        if lost.size and np.isfinite(lost).all():
+            shifts[name] = significant(lost)
     correct(quantized, shifts)
     return sum(bool(by.any()) for by in shifts.values())
+
+
+def _means(both: Pair, prepared: Path, samples: Dataset, progress: Progress) -> dict[str, np.ndarray]:
+    """Name of a mean → its rows (samples, C), of which a sample may have none."""
+    found = _rows(both.model, prepared.with_name(".both.onnx"), samples, progress)
+    if found and both.later is not None:
+        fed = {value.name or "": found[value.name or ""] for value in both.later.graph.inputs}
+        found |= _rows(both.later, prepared.with_name(".later.onnx"), [fed], progress)
+    return {name: rows.reshape(rows.shape[:2]) for name, rows in found.items()}
+
+
+def _rows(
+    model: ir.Model, path: Path, samples: Iterable[Mapping[str, np.ndarray]], progress: Progress
+) -> dict[str, np.ndarray]:
+    """The outputs of the first samples, until they have `MEANS` rows."""
+    io.save(model, path, beside=True)
+    give_back()
+    session = load("edgeq.runners", "cpu").open_session(path, in_order=True)
+    seen: dict[str, list[np.ndarray]] = {}
+    done = 0
+    for feeds in samples:
+        progress("correct", min(done, MEANS), MEANS)
+        for name, rows in session.run(feeds).items():
+            seen.setdefault(name, []).append(rows)
+        done += max((len(rows[-1]) for rows in seen.values()), default=1)
+        if done >= MEANS:
+            break
+    session.close()
+    return {name: np.concatenate(rows) for name, rows in seen.items()}  # copies: a view would hold the whole session
 
 
 def corrects(recipe: Recipe) -> bool:

@@ -20,15 +20,18 @@ LAYERS = {"Conv_0": "a", "ConvTranspose_2": "c", "Conv_4": "d", "Gemm_7": "y"}
 
 def run(path, x, *names):
     session = ort.InferenceSession(str(path))
-    return dict(zip(names, session.run(list(names), {"x": x}), strict=True))
+    return dict(zip(names, session.run(list(names), x if isinstance(x, dict) else {"x": x}), strict=True))
 
 
 def means(folder, real, other, layers, x):
-    made, taps = side_by_side(ir.load(real), ir.load(other), list(layers))
-    io.check(made)
-    io.save(made, folder / "both.onnx")
-    found = run(folder / "both.onnx", x, *(tap for pair in taps.values() for tap in pair))
-    return {name: [found[tap].reshape(len(x), -1) for tap in pair] for name, pair in taps.items()}
+    both = side_by_side(ir.load(real), ir.load(other), list(layers))
+    found = {"x": x}
+    for model in filter(None, (both.model, both.later)):
+        io.check(model)
+        io.save(model, folder / "both.onnx")
+        fed = {value.name: found[value.name] for value in model.graph.inputs}
+        found |= run(folder / "both.onnx", fed, *(value.name for value in model.graph.outputs))
+    return {name: [found[tap].reshape(len(x), -1) for tap in pair] for name, pair in both.means.items()}
 
 
 @pytest.mark.parametrize("changed", ["w1", "w2", "w3", "w4", "b1"])
