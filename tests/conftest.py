@@ -2,11 +2,43 @@
 
 import signal
 import sys
+import tempfile
+from pathlib import Path
 
+import onnx
+import onnx_ir as ir
+import onnxruntime
 import pytest
 from hypothesis import HealthCheck, settings
 
 from edgeq import cli
+from edgeq.graph.unsigned import unsigned_weights
+from edgeq.runners import cpu
+from tests.require import SATURATES
+
+COPIES = tempfile.TemporaryDirectory(prefix="edgeq-exact-")
+
+
+class Exact(onnxruntime.InferenceSession):
+    """Gives what a processor with VNNI does, or an Arm one, on one without too."""
+
+    def __init__(self, model, *args, **kwargs):
+        if SATURATES and isinstance(model, bytes):
+            made = ir.from_proto(onnx.load_from_string(model))
+            model = ir.to_proto(made).SerializeToString() if unsigned_weights(made) else model
+        elif SATURATES:
+            model = str(cpu.exact(Path(model), Path(COPIES.name)))
+        super().__init__(model, *args, **kwargs)
+
+
+if SATURATES:
+    onnxruntime.InferenceSession = Exact
+
+
+@pytest.fixture(autouse=True)
+def no_word_of_vnni(monkeypatch):
+    """Warnings are those of any machine."""
+    monkeypatch.setattr(cpu, "saturates", bool)
 
 
 @pytest.fixture

@@ -12,6 +12,10 @@ from importlib.util import find_spec
 
 import pytest
 
+from edgeq.runners.cpu import saturates
+
+SATURATES = saturates()
+
 
 def required(name: str) -> bool:
     listed = {n.strip() for n in os.environ.get("EDGEQ_REQUIRE", "").split(",")}
@@ -25,3 +29,9 @@ def require(name: str, install: str, present: Callable[[], bool] | None = None) 
     if required(name):
         pytest.fail(f"{name} must be here (EDGEQ_REQUIRE) and is not: {install}", pytrace=False)
     pytest.skip(f"{name} is not installed: {install}", allow_module_level=True)
+
+
+def kernels_like_a_targets() -> None:
+    """Skip the calling test on a machine without VNNI: where it runs what is not this process's, sums saturate."""
+    if SATURATES:
+        pytest.skip("this machine's own kernels saturate: run it on a processor with VNNI, or an Arm one")

@@ -18,7 +18,7 @@ from edgeq.numerics.affine import quantize
 from edgeq.passes.qoperator import to_qdq
 from edgeq.retarget import moved, retarget
 from edgeq.types import PerChannel, PerTensor, QParams, QSpec
-from tests.require import require
+from tests.require import kernels_like_a_targets, require
 
 SAMPLES = Path(__file__).resolve().parents[1] / "sample_models"
 
@@ -82,6 +82,8 @@ def test_onnxruntimes_scales_and_codes_arrive(floats, pictures, tmp_path, activa
 
 @pytest.mark.parametrize("activation", [QuantType.QUInt8, QuantType.QInt8])
 def test_operators_on_codes_are_read_back(floats, pictures, tmp_path, activation):
+    if activation == QuantType.QInt8:
+        kernels_like_a_targets()
     theirs, pairs, ours = (tmp_path / f"{name}.onnx" for name in ("theirs", "pairs", "ours"))
     quantize_static(
         floats, theirs, Reader(), quant_format=QuantFormat.QOperator, per_channel=True, activation_type=activation,

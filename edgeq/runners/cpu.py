@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from edgeq.errors import CalibrationError, ModelError, RecipeError, ToolError
-from edgeq.graph.io import one_line, read_graph
+from edgeq.graph.io import one_line, read_graph, save
 from edgeq.graph.observe import observable
+from edgeq.graph.unsigned import unsigned_weights
 from edgeq.runners.session import COMMON, Feeds, Outputs, options
 
 TITLE = "onnxruntime CPU"
@@ -31,6 +33,7 @@ LEVELS = {
     "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
+PAIR = (("a", ir.DataType.UINT8, (1, 2)), ("w", ir.DataType.INT8, (2, 1)))
 NUMPY_TYPES = {
     "tensor(float)": np.float32,
     "tensor(double)": np.float64,
@@ -63,6 +66,38 @@ def processor() -> str:
         lines = []
     named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return named or platform.processor() or platform.machine()
+
+
+@cache
+def saturates() -> bool:
+    """Whether this machine's kernels add u8·s8 products in saturating 16 bits, as those of x86-64 without VNNI do.
+
+    Sessions keep clear of them (`edgeq.graph.unsigned`), for values are a target's and not this machine's; it takes
+    more time.
+    Asked of the runtime: 255 · 127 + 255 · 127 is 64770, and 32767 there.
+    """
+    codes = [ir.Value(name=name, type=ir.TensorType(kind), shape=ir.Shape(shape)) for name, kind, shape in PAIR]
+    node = ir.node("MatMulInteger", codes)
+    node.outputs[0].name, node.outputs[0].type = "sum", ir.TensorType(ir.DataType.INT32)
+    graph = ir.Graph(codes, node.outputs, nodes=[node], opset_imports={"": 17}, name="pair")
+    session = ort.InferenceSession(
+        ir.to_proto(ir.Model(graph, ir_version=8)).SerializeToString(), quiet_options(1, "all", {})
+    )
+    fed = {"a": np.full((1, 2), 255, np.uint8), "w": np.full((2, 1), 127, np.int8)}
+    return int(session.run(None, fed)[0].item()) != 2 * 255 * 127
+
+
+def exact(model: Path, folder: Path) -> Path:
+    """The model, or a copy in the folder that doesn't saturate. What can't be read is left to onnxruntime to refuse."""
+    try:
+        made = read_graph(model)
+    except ModelError:
+        return model
+    if not unsigned_weights(made):
+        return model
+    path = Path(tempfile.mkdtemp(dir=folder)) / model.name
+    save(made, path, beside=True)
+    return path
 
 
 def open_session(model: Path, **given: Any) -> CpuSession:
@@ -174,7 +209,8 @@ class CpuSession:
         if self._chosen["in_order"]:
             chosen.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # all have the same priority
         try:
-            return ort.InferenceSession(str(model), chosen, providers=["CPUExecutionProvider"])
+            shown = exact(model, Path(self._work.name)) if saturates() else model
+            return ort.InferenceSession(str(shown), chosen, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has no common base for its errors
             raise ModelError(f"{model}: onnxruntime can't load it ({one_line(error)})") from None
 

@@ -18,7 +18,7 @@ from edgeq.errors import EdgeqError, RecipeError, VerifyError
 from edgeq.package import android
 from edgeq.package.assemble import check, package
 from edgeq.package.contents import SUMS, card, gather
-from tests.require import require
+from tests.require import kernels_like_a_targets, require
 
 SAMPLES = Path(__file__).resolve().parents[2] / "sample_models"
 PLATFORMS = ["android", "apple", "bare", "web"]
@@ -85,6 +85,8 @@ def test_every_platform_ships_the_verified_model(packages, made, platform):
     assert hashlib.sha256(file.read_bytes()).hexdigest() == held["model"]["sha256"]
     assert file.stat().st_size == held["model"]["bytes"]
     assert held["labels"][:4] == ["zero", 'o"ne', "zw\\u0041ei\\", "três"]
+    if file.suffix == ".ort":
+        kernels_like_a_targets()
     options = ort.SessionOptions()
     session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     golden = json.loads((about.parent / "golden.json").read_text())

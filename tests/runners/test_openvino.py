@@ -5,7 +5,7 @@ import pytest
 
 from edgeq.errors import RecipeError, ToolError
 from edgeq.runners import openvino
-from tests.require import require
+from tests.require import kernels_like_a_targets, require
 from tests.runners import tiny
 
 
@@ -16,6 +16,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_at_most_one_step_from_this_machine(model: Path) -> None:
+    kernels_like_a_targets()
     session = openvino.open_session(model)
     feeds = tiny.samples(4)
     for given, got in zip(feeds, session.run_many(feeds), strict=True):

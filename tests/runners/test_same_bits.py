@@ -14,7 +14,7 @@ from edgeq.registry import load
 from edgeq.runners import cpu
 from edgeq.runners.jobs import JobSession, operators
 from edgeq.verifying.matrix import output_codes
-from tests.require import require
+from tests.require import kernels_like_a_targets, require
 from tests.runners.test_conduct import INSTALL
 from tests.runners.test_ssh import board  # noqa: F401 (a fixture)
 
@@ -101,6 +101,8 @@ def opened(place: str, artifact: Path, **more: Any) -> JobSession:
 @pytest.mark.parametrize("name", BUILDERS)
 @pytest.mark.parametrize("place", PLACES)
 def test_the_same_bits_everywhere(place: str, name: str, made: Any, board: dict[str, str]) -> None:  # noqa: F811
+    if place == "board":
+        kernels_like_a_targets()
     artifact, feeds, expected, codes = made(name)
     session = opened(place, artifact, **(board if place == "board" else {}))
     for wanted, got in zip(expected, session.run_many(feeds, codes), strict=True):
@@ -131,6 +133,7 @@ def test_the_kernels_are_integer_ones(place: str, made: Any, board: dict[str, st
 def test_openvino_stays_within_its_own_arithmetic(name: str, made: Any, tmp_path: Path) -> None:
     """It adds in float32 and rounds once a layer: not the same bits, yet no worse an answer to the float model."""
     require("openvino", "pip install edgeq[openvino]")
+    kernels_like_a_targets()
     artifact, feeds, expected, _ = made(name)
     session = load("edgeq.runners", "openvino").open_session(artifact)
     reference = cpu.open_session(artifact.parent.parent / "float.onnx")

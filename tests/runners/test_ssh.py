@@ -18,7 +18,7 @@ import pytest
 from edgeq.errors import RecipeError, ToolError
 from edgeq.runners import ssh
 from edgeq.runners.session import COMMON
-from tests.require import require
+from tests.require import kernels_like_a_targets, require
 from tests.runners import tiny
 
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
@@ -73,6 +73,7 @@ def left_behind() -> list[Path]:
 
 @pytest.mark.parametrize("external", [False, True])
 def test_outputs_and_latency_come_back(board: dict[str, str], tmp_path: Path, external: bool) -> None:
+    kernels_like_a_targets()
     model = tiny.qdq_conv(tmp_path / "tiny.onnx", external)
     session = ssh.open_session(model, **board, proof=True)
     feeds = tiny.samples(3)

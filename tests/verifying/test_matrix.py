@@ -19,6 +19,7 @@ from edgeq.runners import cpu
 from edgeq.runners.places import Place, board, of_target
 from edgeq.verifying.matrix import output_codes
 from edgeq.verifying.verify import Budget, verify
+from tests.require import kernels_like_a_targets
 from tests.runners import tiny
 from tests.runners.test_ssh import board as sshd  # noqa: F401 (a fixture)
 
@@ -206,6 +207,7 @@ def known(sshd, tmp_path, monkeypatch):  # noqa: F811
 
 
 def test_a_board_beside_this_machine(known, artifact, tmp_path, run):
+    kernels_like_a_targets()
     np.savez(tmp_path / "d.npz", x=np.concatenate([f["x"] for f in tiny.samples(2)]))
     there = ["--host", f"pi:{known}", "--host-python", sys.executable, "--json"]
     code, out, err = run("verify", artifact, artifact, "--data", tmp_path / "d.npz", "--proof", *there)
