@@ -90,7 +90,14 @@ class Cost:
 
 
 LAUNCH = """
-import json, os, sys, time
+import json, os, sys, threading, time
+
+def watch(parent):
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os.killpg(0, 9)
+
+threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
 start = time.perf_counter()
 child = os.posix_spawnp(sys.argv[2], sys.argv[2:], os.environ)
 _, status, usage = os.wait4(child, 0)
@@ -99,7 +106,10 @@ with open(sys.argv[1], "w") as file:
     json.dump(took, file)
 sys.exit(min(abs(os.waitstatus_to_exitcode(status)), 255))
 """
-"""A small process in between: Linux counts what the one that starts a program held towards the program's own peak."""
+"""A small process in between: Linux counts what the one that starts a program held towards the program's own peak.
+
+It ends the program when the process that measures is gone.
+"""
 
 
 def peak_rss(

@@ -107,9 +107,7 @@ def predictions(model: Path, indices: range, threads: int) -> np.ndarray:
     running = session(model, threads, spinning=False)
     found = np.empty((len(indices), tinypy.CONTEXT, 256), np.float32)
     for place, tokens in zip(found, tinypy.windows(indices)[0], strict=True):
-        logits = running.run(["logits"], {"tokens": tokens[None]})[0][0].astype(np.float64)
-        logits -= logits.max(-1, keepdims=True)
-        place[:] = (logits - np.log(np.exp(logits).sum(-1, keepdims=True))) / np.log(2)
+        place[:] = tinypy.log2_probabilities(running.run(["logits"], {"tokens": tokens[None]})[0][0])
     return found
 
 

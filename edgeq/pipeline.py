@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +27,7 @@ from edgeq.errors import RecipeError, TargetError, ToolError
 from edgeq.graph import io
 from edgeq.graph.prepare import prepare
 from edgeq.graph.shapes import fix_shapes
+from edgeq.memory import give_back
 from edgeq.passes.integer_ends import as_codes, strip_ends
 from edgeq.passes.integer_only import integer_only
 from edgeq.passes.tables import store_tables
@@ -83,6 +83,7 @@ def quantize(
     budget: Budget | None = None,
     check: bool = True,
     layers: bool = False,
+    at_levels: bool = True,
     also: Sequence[str] = (),
     workers: int = 1,
     dask: str | None = None,
@@ -103,6 +104,7 @@ def quantize(
 
     target: by default the recipe's. calib: see `edgeq.data.open_data`; only the static method needs it.
     eval_data: what to verify on, by default `calib`. check: whether to verify. layers: measure every layer too.
+    at_levels: verify at onnxruntime's levels of optimization too.
     also: further targets to verify on.
     workers, dask, stats, save_stats, keep, device, rank: see `edgeq.collecting.observation.Ways`.
     recorded: see `edgeq.verify`. worth: asked of the artifact; one that it declines is not verified.
@@ -134,7 +136,7 @@ def quantize(
         progress("prepare", 0, None)
         prepared_path, prepared = _prepare(source, aim, chosen, work)
         del source  # and with it the weights in memory: those of the prepared model are mapped
-        gc.collect()  # a graph is all cycles
+        give_back()
         chosen, data = with_padding(chosen, data, prepared)
         if bpw is not None or max_bytes is not None:
             chosen = allocated(chosen, prepared, aim, data, work, bpw, max_bytes, progress)
@@ -159,6 +161,7 @@ def quantize(
                 metric=metric,
                 budget=budget,
                 layers=layers,
+                at_levels=at_levels,
                 boards=[of_target(targets.load(name)) for name in also],
                 keep=kept,
                 recorded=recorded,
@@ -240,6 +243,7 @@ def _quantize(
         about = {"samples": found.samples, "data": found.data}
         if ways.stats is not None:
             about["statistics"] = Path(ways.stats).name
+        give_back()
         excluded |= costly_joins(made, prepared, target, recipe, summaries)
     samples = drawn_by(data, recipe) if data is not None and recipe.method == "weight_only" else None
     if samples is not None and data is not None:

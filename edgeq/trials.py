@@ -26,6 +26,7 @@ from edgeq import target as targets
 from edgeq.collecting.observation import statistics_key
 from edgeq.data import Dataset
 from edgeq.errors import EdgeqError
+from edgeq.files import replacing
 from edgeq.graph import io
 from edgeq.pipeline import quantize
 from edgeq.planning.coverage import integer_share
@@ -33,18 +34,21 @@ from edgeq.planning.energy import energy
 from edgeq.recipe import Recipe, dump
 from edgeq.report.build import versions
 from edgeq.report.schema import Report, Sensitivity, Trial, load
+from edgeq.report.schema import dump as encoded
 from edgeq.request import open_samples, with_images
+from edgeq.runners.feedback import with_state
 from edgeq.runners.places import of_target
+from edgeq.runners.recorded import Recorded
 from edgeq.search.goal import Goal
 from edgeq.types import Progress, silent
 from edgeq.verifying.bench import bench
 from edgeq.verifying.glimpse import Glimpse, glimpse
+from edgeq.verifying.levels import worst_at_levels
 from edgeq.verifying.scores import Agreement, MetricFunction
 
 FOLDER = ".trials"
 FEW = 24
 ROUNDS = 5  # of timing
-GAIN = 0.1  # dB on those samples that a trial must have over the best
 
 Expect = Callable[[Iterable[Recipe], bool], None]
 """Told of the recipes that may be asked for next, in that order, and whether they are `sure`."""
@@ -192,6 +196,26 @@ class Trials:
         met = [t for t in self.made if not t.problem and not self.goal.misses(t)]
         self.best = min(met, key=lambda t: (-t.integer, t.bytes, t.drop, -t.sqnr_db), default=self.best)
 
+    def complete(self) -> None:
+        """Write into the best one's report what a trial goes without: the levels of onnxruntime's optimization."""
+        report, judges = load(self._best_folder), self.judges()
+        artifact, found = self._best_folder / report.artifact.file, report.verification
+        if found is None or found.levels or judges is None or artifact.suffix != ".onnx":
+            return
+        fed = partial(with_state, model=self.model, pairs=self.recipe.state)
+        reference = Recorded(self.model, self.answers, 1)
+        levels, lines = worst_at_levels(artifact, reference, judges, targets.load(self.recipe.target), 1, fed)
+        reference.close()
+        found = msgspec.structs.replace(found, levels=levels, warnings=(*found.warnings, *lines))
+        report = msgspec.structs.replace(report, verification=found, warnings=(*report.warnings, *lines))
+        with replacing(self._best_folder / "report.json") as path:
+            path.write_bytes(encoded(report))
+
+    @property
+    def answers(self) -> Path:
+        """The folder of what float answers."""
+        return self.output / FOLDER / "answers"
+
     @property
     def _best_folder(self) -> Path:
         assert self.best is not None
@@ -205,7 +229,7 @@ class Trials:
         metric = self.metric or (Agreement() if self.labels is None else None)
         return quantize(
             self.model, recipe.target, self.calib, folder, recipe=recipe, eval_data=self.eval_data, labels=self.labels,
-            metric=metric, recorded=self.output / FOLDER / "answers", progress=self.progress, **ways,
+            metric=metric, recorded=self.answers, at_levels=False, progress=self.progress, **ways,
         ).report  # fmt: skip
 
     def _timed(self, recipe: Recipe, artifact: Path) -> tuple[float, float]:
@@ -221,14 +245,14 @@ class Trials:
         if self.best is None or self.few is None:
             return True
         best = self._best_folder / load(self._best_folder).artifact.file
-        return self._glimpse(recipe, artifact).beats(self._glimpse(recipe, best), GAIN)
+        return self._glimpse(recipe, artifact).beats(self._glimpse(recipe, best))
 
     def _glimpse(self, recipe: Recipe, artifact: Path) -> Glimpse:
         if artifact not in self._seen:
             assert self.few is not None
             self.progress("glimpse", 0, None)
-            answers, aim = self.output / FOLDER / "answers", targets.load(recipe.target)
-            self._seen[artifact] = glimpse(self.model, artifact, aim, self.few, recipe.state, answers)
+            aim = targets.load(recipe.target)
+            self._seen[artifact] = glimpse(self.model, artifact, aim, self.few, recipe.state, self.answers)
         return self._seen[artifact]
 
 

@@ -79,6 +79,7 @@ def tune(
         _search(trials, everything)
     trials.settle()
     assert trials.best is not None
+    trials.complete()
     best, about = trials.best, (str(path), chosen.target, tuple(trials.made))
     found = Tuning(*about, best.digest, trials.done, _sentence(trials), front(trials.made))
     _deliver(found, best, Path(output))

@@ -169,13 +169,15 @@ def windows(indices: Iterable[int]) -> tuple[np.ndarray, np.ndarray]:
     return text[at], text[at + 1]
 
 
+def log2_probabilities(logits: np.ndarray) -> np.ndarray:
+    """log2 of the softmax over the last axis, in float64."""
+    below = np.asarray(logits, np.float64) - logits.max(-1, keepdims=True)
+    return np.asarray((below - np.log(np.exp(below).sum(-1, keepdims=True))) / np.log(2))
+
+
 def bits(logits: np.ndarray, target: np.ndarray) -> float:
     """Sum of −log2 p(target) over all places; logits [..., 256], target int64 [...]."""
-    logits = np.asarray(logits, np.float64)
-    top = logits.max(-1, keepdims=True)
-    log_sum = np.log(np.exp(logits - top).sum(-1)) + top[..., 0]
-    picked = np.take_along_axis(logits, target[..., None], -1)[..., 0]
-    return float((log_sum - picked).sum() / np.log(2))
+    return -float(np.take_along_axis(log2_probabilities(logits), target[..., None], -1).sum())
 
 
 def bits_per_byte(

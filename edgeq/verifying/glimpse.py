@@ -25,9 +25,9 @@ class Glimpse:
     sqnr_db: float
     agreement: float
 
-    def beats(self, other: Glimpse, gain: float) -> bool:
-        """By `gain` dB, or in agreement."""
-        return self.sqnr_db >= other.sqnr_db + gain or self.agreement > other.agreement
+    def beats(self, other: Glimpse) -> bool:
+        """In decibels or in agreement, by however little: few samples can't tell a small gain from none."""
+        return self.sqnr_db > other.sqnr_db or self.agreement > other.agreement
 
 
 def glimpse(

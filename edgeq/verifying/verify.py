@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +13,7 @@ import numpy as np
 from msgspec.structs import replace
 
 from edgeq.data import Dataset
-from edgeq.errors import CalibrationError, EdgeqError, RecipeError
+from edgeq.errors import CalibrationError, RecipeError
 from edgeq.graph import io
 from edgeq.numerics.metrics import Drift
 from edgeq.planning import saturation
@@ -25,15 +25,10 @@ from edgeq.runners.places import Place, of_target
 from edgeq.runners.recorded import Recorded
 from edgeq.runners.session import Session
 from edgeq.target import Target
+from edgeq.verifying.levels import LEVEL_SAMPLES, Fed, worst_at_levels
 from edgeq.verifying.matrix import Column, finite_db, prove, rows
 from edgeq.verifying.scores import MetricFunction, Outputs, scores
 
-LEVEL_SAMPLES = 8
-LARGE = 1 << 28  # bytes; unoptimized, a run dequantizes all weights, so two samples have to do for more
-LEVELS_AGREE_DB = 40.0
-
-Fed = Callable[..., Session]
-"""Gives a session of either model that is fed its state; `show`: and tells which."""
 Keep = Callable[[Outputs, Outputs], None]
 
 
@@ -59,6 +54,7 @@ def verify(
     budget: Budget | None = None,
     layers: Sequence[tuple[str, str, str]] = (),
     layers_on_failure: bool = False,
+    at_levels: bool = True,
     state: Pairs = (),
     threads: int = 1,
     keep: Keep = lambda feeds, outputs: None,
@@ -70,10 +66,10 @@ def verify(
     places: where it is to run too; the result then has a matrix of all, and the budget holds everywhere. strict: the
     target's own runtime must be here. proof: the matrix has the operators that each runtime really runs. layers:
     (node, op, value) triples whose value is compared in both models; layers_on_failure: only when the budget is not
-    met. state: (output, input) pairs that each of the models is fed back, its own. keep: called with each sample and
-    what the artifact made of it. recorded: a folder that keeps what the reference answered, for the next time. A budget
-    that is not met is written into `failures`; nothing is raised for it. Raises CalibrationError, ModelError,
-    RecipeError, ToolError, VerifyError.
+    met. at_levels: look at onnxruntime's levels of optimization too. state: (output, input) pairs that each of the
+    models is fed back, its own. keep: called with each sample and what the artifact made of it. recorded: a folder that
+    keeps what the reference answered, for the next time. A budget that is not met is written into `failures`; nothing
+    is raised for it. Raises CalibrationError, ModelError, RecipeError, ToolError, VerifyError.
     """
     if budget is not None and budget.max_drop is not None and labels is None and metric is None:
         raise RecipeError("a largest drop needs something to measure: give --labels or --metric beside --max-drop")
@@ -98,8 +94,8 @@ def verify(
         matrix = rows(columns, quantized, data.take(LEVEL_SAMPLES), data.extras, fed) if places or proof else ()
         levels: dict[str, float | None] = {}
         level_warnings: list[str] = []
-        if quantized.suffix == ".onnx":  # the levels are onnxruntime's
-            levels, level_warnings = _levels(quantized, float_session, data, target, threads, fed)
+        if at_levels and quantized.suffix == ".onnx":
+            levels, level_warnings = worst_at_levels(quantized, float_session, data, target, threads, fed)
     warnings += level_warnings
     for output in found:
         if output.lost_slices:
@@ -115,10 +111,23 @@ def verify(
         warnings += [f"node {name} is quantized but onnxruntime runs it in float" for name in placed.float]
     if target.saturates:
         warnings += saturation.written(io.load(quantized))
+    elif quantized.suffix == ".onnx":
+        warnings += _saturated_here(quantized, everywhere)
     scored = first.judged.result(data.extras)
     wanted = layers if failures or not layers_on_failure else ()
     layer_drifts = _layers(reference, quantized, wanted, data, threads, fed) if wanted else ()
     return Verification(samples, found, runtime, scored, levels, layer_drifts, tuple(warnings), failures, matrix)
+
+
+def _saturated_here(quantized: Path, places: Sequence[Place]) -> Iterator[str]:
+    """A line when a machine like this one would lose what the target's doesn't."""
+    if any(getattr(place.runner, "saturates", bool)() for place in places):
+        lines = saturation.written(io.load(quantized))
+        if lines:
+            yield (
+                f"this machine has no VNNI: sums were made exactly, as the target makes them, but slower; "
+                f"by its own kernels {len(lines)} layers may saturate, so for such machines quantize for x86_64-avx2"
+            )
 
 
 def _open_reference(reference: Path, recorded: Path | None, threads: int) -> Session:
@@ -152,42 +161,6 @@ def _compare(
     if not samples:
         raise CalibrationError(f"{data.name} holds no samples to verify on: give at least one")
     return samples, first
-
-
-def _levels(
-    quantized: Path, float_session: Session, data: Dataset, target: Target, threads: int, fed: Fed
-) -> tuple[dict[str, float | None], list[str]]:
-    """The worst output SQNR at each optimization level of onnxruntime, over a few samples."""
-    runner = load("edgeq.runners", "cpu")
-    size = sum(file.stat().st_size for file in io.files(quantized))
-    few = list(data.take(LEVEL_SAMPLES if size < LARGE else 2))
-    fed_float = fed(float_session)
-    references = [fed_float.run(feeds) for feeds in few]
-    results: dict[str, list[dict[str, np.ndarray]]] = {}
-    for level in ("disabled", "basic", "all"):
-        try:
-            # Without optimization all weights are dequantized at run time: that memory must not be kept.
-            opened = runner.open_session(
-                quantized, optimization=level, threads=threads, config=dict(target.session_config), keep=False
-            )
-        except EdgeqError as error:
-            return {}, [f"optimization level {level}: {error}"]
-        session = fed(opened)
-        results[level] = [session.run(feeds) for feeds in few]
-        session.close()
-    levels = {level: finite_db(_worst(references, got)) for level, got in results.items()}
-    between = _worst(results["disabled"], results["all"])
-    if between < LEVELS_AGREE_DB and min(v if v is not None else 999.0 for v in levels.values()) < between + 10:
-        return levels, [f"onnxruntime's optimization levels disagree: {between:.1f} dB between disabled and all"]
-    return levels, []
-
-
-def _worst(references: list[dict[str, np.ndarray]], got: list[dict[str, np.ndarray]]) -> float:
-    drifts: dict[str, Drift] = {}
-    for left, right in zip(references, got, strict=True):
-        for name, array in left.items():
-            drifts.setdefault(name, Drift(axes=())).update(array, right[name])
-    return min((d.result().sqnr_db for d in drifts.values()), default=np.inf)
 
 
 def _layers(

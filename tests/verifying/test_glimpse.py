@@ -36,7 +36,7 @@ def test_it_is_of_the_samples_and_runs_float_once(tmp_path, monkeypatch):
 
 def test_one_is_better_by_decibels_or_by_agreement():
     best = Glimpse(20.0, 0.95)
-    assert Glimpse(20.1, 0.90).beats(best, 0.1)
-    assert Glimpse(15.0, 0.96).beats(best, 0.1)
-    assert not Glimpse(20.05, 0.95).beats(best, 0.1)
-    assert not best.beats(best, 0.1)
+    assert Glimpse(20.05, 0.90).beats(best)
+    assert Glimpse(15.0, 0.96).beats(best)
+    assert not Glimpse(19.9, 0.95).beats(best)
+    assert not best.beats(best)
