@@ -47,9 +47,9 @@ def unsigned_weights(model: ir.Model) -> int:
 
 
 def _rewrite(node: ir.Node, at: int, zero_at: int, graph: ir.Graph, names: Names, done: dict[ir.Node, None]) -> None:
-    codes = constant(node.inputs[at])
-    zero = constant(node.inputs[zero_at]) if len(node.inputs) > zero_at else None
-    if node in done or codes is None or codes.dtype != np.int8:
+    codes, given = constant(node.inputs[at]), node.inputs[zero_at] if len(node.inputs) > zero_at else None
+    zero = constant(given)
+    if node in done or codes is None or codes.dtype != np.int8 or (given is not None and zero is None):
         return
     if zero is None:
         scale = constant(node.inputs[1]) if node.op_type == "DequantizeLinear" else None

@@ -19,7 +19,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from edgeq.errors import CalibrationError, ModelError, RecipeError, ToolError
-from edgeq.graph.io import one_line, read_graph, save
+from edgeq.graph.io import load, one_line, read_graph, save
 from edgeq.graph.observe import observable
 from edgeq.graph.unsigned import unsigned_weights
 from edgeq.runners.session import COMMON, Feeds, Outputs, options
@@ -72,8 +72,7 @@ def processor() -> str:
 def saturates() -> bool:
     """Whether this machine's kernels add u8·s8 products in saturating 16 bits, as those of x86-64 without VNNI do.
 
-    Sessions keep clear of them (`edgeq.graph.unsigned`), for values are a target's and not this machine's; it takes
-    more time.
+    Sessions keep clear of them (`edgeq.graph.unsigned`), at the price of time: values are to be those of a target.
     Asked of the runtime: 255 · 127 + 255 · 127 is 64770, and 32767 there.
     """
     codes = [ir.Value(name=name, type=ir.TensorType(kind), shape=ir.Shape(shape)) for name, kind, shape in PAIR]
@@ -90,7 +89,7 @@ def saturates() -> bool:
 def exact(model: Path, folder: Path) -> Path:
     """The model, or a copy in the folder that doesn't saturate. What can't be read is left to onnxruntime to refuse."""
     try:
-        made = read_graph(model)
+        made = load(model)
     except ModelError:
         return model
     if not unsigned_weights(made):
