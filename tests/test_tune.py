@@ -14,8 +14,9 @@ from edgeq import pipeline, target, trials, tune
 from edgeq.errors import EdgeqError, RecipeError
 from edgeq.numerics.metrics import sqnr_db
 from edgeq.planning.coverage import integer_share
-from edgeq.report.schema import Trial
+from edgeq.report.schema import Trial, load
 from edgeq.search.goal import Goal
+from edgeq.verifying.verification import verify_files
 from tests.command import matmul
 from tests.graph.written import draw, samples, save, text
 from tests.search.test_recovery import BODY, answers, unequal
@@ -70,6 +71,17 @@ def test_what_was_run_is_not_run_again(case, tmp_path, monkeypatch):
     other = [{"x": feed["x"] + 1} for feed in data]
     with pytest.raises(AssertionError, match="ran again"):
         tune.tune(path, aim, other, tmp_path / "out", goal=Goal(min_sqnr=24.0))
+
+
+def test_only_what_is_taken_is_run_at_each_level(case, tmp_path):
+    path, aim, data = case
+    found = tune.tune(path, aim, data, tmp_path / "out", goal=Goal(min_sqnr=24.0))
+    taken = verify_files(path, tmp_path / "out" / "model.onnx", aim, data, recipe=tmp_path / "out" / "recipe.toml")
+    assert load(tmp_path / "out").verification.levels == taken.levels
+    assert set(taken.levels) == {"disabled", "basic", "all"}
+    others = {t.digest for t in found.trials} - {found.best}
+    assert others
+    assert not any(load(tmp_path / "out" / trials.FOLDER / name).verification.levels for name in others)
 
 
 def test_nodes_go_float_where_nothing_else_is_enough(case, tmp_path):
