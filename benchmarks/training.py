@@ -263,7 +263,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", action="append", help="rows whose name has this in it")
     parser.add_argument("--device", default="cpu", help="torch's name of where to train")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--wide", action="store_true", help="only what half the channels of full-size networks gain")
     args = parser.parse_args(argv)
+    if args.wide:
+        wide()
+        return 0
     with tempfile.TemporaryDirectory(prefix="edgeq-training-") as name:
         folder = Path(name)
         chosen = args.task or TASKS[:2]
@@ -297,6 +301,30 @@ def main(argv: list[str] | None = None) -> int:
         if args.json:
             args.json.write_text(json.dumps(list(made.values()), indent=1))
     return 0
+
+
+def wide() -> None:
+    """Full-size networks with all and with half the channels, both in int8: size and speed (weights are random)."""
+    import edgeq
+    from benchmarks import models, peers
+    from benchmarks.measure import latency
+    from edgeq.graph import io
+    from edgeq.graph.prepare import prepare
+    from edgeq.passes.prune_channels import prune_channels
+
+    for name in ("mobilenetv2", "resnet50"):
+        source = models.build(name, peers.cache() / "models")
+        feeds = list(models.feeds(name, 8))
+        with tempfile.TemporaryDirectory(prefix="edgeq-training-") as folder:
+            halved = prepare(io.load(source), 21)
+            prune_channels(halved, 0.5)
+            io.save(halved, Path(folder) / "half.onnx")
+            made = {"all": source, "half": Path(folder) / "half.onnx"}
+            for key, path in made.items():
+                made[key] = edgeq.quantize(path, "x86_64", feeds, Path(folder) / key, check=False).artifact
+            found = latency(made, feeds[0], 1, base="all")
+            sizes = {key: path.stat().st_size / 1e6 for key, path in made.items()}
+        print(f"{name}: {sizes['all']:.1f} MB, with half {sizes['half']:.1f} MB, {found['half'][1]:.2f} times as fast")
 
 
 def _speed(task: str, made: dict[tuple[str, str], dict[str, Any]], held: Path) -> None:

@@ -16,27 +16,29 @@ from edgeq.graph.edit import MS_DOMAIN, Names, add_initializer, all_graphs, cons
 
 QDQ = ("Conv", "Gemm", "MatMul")
 ON_CODES = {
-    ("", "ConvInteger"): (1, 3),
-    ("", "MatMulInteger"): (1, 3),
-    ("", "QLinearConv"): (3, 5),
-    ("", "QLinearMatMul"): (3, 5),
-    (MS_DOMAIN, "QGemm"): (3, 5),
+    ("", "ConvInteger"): ((1, 3),),
+    ("", "MatMulInteger"): ((1, 3),),
+    ("", "QLinearConv"): ((3, 5),),
+    ("", "QLinearMatMul"): ((3, 5),),
+    (MS_DOMAIN, "QGemm"): ((3, 5),),
+    (MS_DOMAIN, "DynamicQuantizeLSTM"): ((1, 9), (2, 11)),
 }
-"""Which inputs of an operator on codes are the weight and its zero point.
+"""Which inputs of an operator on codes are a weight and its zero point.
 
-The activation is the first, and its zero point the third, as DequantizeLinear has them.
+The activation is the first, and its zero point the third, as DequantizeLinear has them; the LSTM makes its own codes.
 """
 
 
 def unsigned_weights(model: ir.Model) -> int:
     """Rewrite, in place, the constant int8 weights that meet uint8 activations. Gives how many."""
-    done: dict[ir.Node, None] = {}
+    done: set[tuple[ir.Node, int]] = set()
     names = Names(model)
     for graph in all_graphs(model):
         for node in list(graph):
-            places = ON_CODES.get((node.domain, node.op_type))
-            if places is not None and _is_unsigned(node):
-                _rewrite(node, *places, graph, names, done)
+            places = ON_CODES.get((node.domain, node.op_type), ())
+            if places and (node.op_type == "DynamicQuantizeLSTM" or _is_unsigned(node)):
+                for at, zero_at in places:
+                    _rewrite(node, at, zero_at, graph, names, done)
             elif node.op_type in QDQ and node.domain == "":
                 read, weight = (None if v is None else v.producer() for v in node.inputs[:2])
                 ends = [p is not None and p.op_type == "DequantizeLinear" for p in (read, weight)]
@@ -46,10 +48,12 @@ def unsigned_weights(model: ir.Model) -> int:
     return len(done)
 
 
-def _rewrite(node: ir.Node, at: int, zero_at: int, graph: ir.Graph, names: Names, done: dict[ir.Node, None]) -> None:
+def _rewrite(
+    node: ir.Node, at: int, zero_at: int, graph: ir.Graph, names: Names, done: set[tuple[ir.Node, int]]
+) -> None:
     codes, given = constant(node.inputs[at]), node.inputs[zero_at] if len(node.inputs) > zero_at else None
     zero = constant(given)
-    if node in done or codes is None or codes.dtype != np.int8 or (given is not None and zero is None):
+    if (node, at) in done or codes is None or codes.dtype != np.int8 or (given is not None and zero is None):
         return
     if zero is None:
         scale = constant(node.inputs[1]) if node.op_type == "DequantizeLinear" else None
@@ -61,7 +65,7 @@ def _rewrite(node: ir.Node, at: int, zero_at: int, graph: ir.Graph, names: Names
         moved = (array.astype(np.int16) + 128).astype(np.uint8)
         name = names.new(f"{old.name if old is not None else node.name}_unsigned")
         node.replace_input_with(place, add_initializer(graph, name, moved))
-    done[node] = None
+    done.add((node, at))
 
 
 def _is_unsigned(node: ir.Node) -> bool:

@@ -95,7 +95,7 @@ def exact(model: Path, folder: Path) -> Path:
     if not unsigned_weights(made):
         return model
     path = Path(tempfile.mkdtemp(dir=folder)) / model.name
-    save(made, path, beside=True)
+    save(made, path)
     return path
 
 
