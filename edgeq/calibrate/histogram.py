@@ -43,7 +43,7 @@ class Bins:
         if by <= 0:
             return
         self.exponent = exponent
-        if self.counts is not _EMPTY:
+        if self.counts.any():
             pairs = 1 << by
             out = np.zeros(SIZE, np.int64)
             n = LIMIT // pairs
@@ -67,7 +67,7 @@ class Bins:
         self.widen(other.exponent)
         theirs = Bins(other.counts, other.exponent)
         theirs.widen(self.exponent)
-        if theirs.counts is not _EMPTY:
+        if theirs.counts.any():
             self.counts = self.counts + theirs.counts
 
 

@@ -31,30 +31,27 @@ The activation is the first, and its zero point the third, as DequantizeLinear h
 
 def unsigned_weights(model: ir.Model) -> int:
     """Rewrite, in place, the constant int8 weights that meet uint8 activations. Gives how many."""
-    done: set[tuple[ir.Node, int]] = set()
-    names = Names(model)
+    count, names = 0, Names(model)
     for graph in all_graphs(model):
         for node in list(graph):
             places = ON_CODES.get((node.domain, node.op_type), ())
             if places and (node.op_type == "DynamicQuantizeLSTM" or _is_unsigned(node)):
-                for at, zero_at in places:
-                    _rewrite(node, at, zero_at, graph, names, done)
+                count += sum(_rewrite(node, at, zero_at, graph, names) for at, zero_at in places)
             elif node.op_type in QDQ and node.domain == "":
                 read, weight = (None if v is None else v.producer() for v in node.inputs[:2])
                 ends = [p is not None and p.op_type == "DequantizeLinear" for p in (read, weight)]
                 if all(ends) and read is not None and weight is not None and _is_unsigned(read):
                     home = weight.graph if isinstance(weight.graph, ir.Graph) else graph
-                    _rewrite(weight, 0, 2, home, names, done)
-    return len(done)
+                    count += _rewrite(weight, 0, 2, home, names)
+    return count
 
 
-def _rewrite(
-    node: ir.Node, at: int, zero_at: int, graph: ir.Graph, names: Names, done: set[tuple[ir.Node, int]]
-) -> None:
+def _rewrite(node: ir.Node, at: int, zero_at: int, graph: ir.Graph, names: Names) -> bool:
+    """Whether there was something to do: not for a weight that is uint8, by an earlier reader of the same codes too."""
     codes, given = constant(node.inputs[at]), node.inputs[zero_at] if len(node.inputs) > zero_at else None
     zero = constant(given)
-    if (node, at) in done or codes is None or codes.dtype != np.int8 or (given is not None and zero is None):
-        return
+    if codes is None or codes.dtype != np.int8 or (given is not None and zero is None):
+        return False
     if zero is None:
         scale = constant(node.inputs[1]) if node.op_type == "DequantizeLinear" else None
         zero = np.zeros(() if scale is None else scale.shape, np.int8)
@@ -65,7 +62,7 @@ def _rewrite(
         moved = (array.astype(np.int16) + 128).astype(np.uint8)
         name = names.new(f"{old.name if old is not None else node.name}_unsigned")
         node.replace_input_with(place, add_initializer(graph, name, moved))
-    done.add((node, at))
+    return True
 
 
 def _is_unsigned(node: ir.Node) -> bool:

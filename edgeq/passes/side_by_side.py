@@ -54,6 +54,7 @@ def side_by_side(real: ir.Model, quantized: ir.Model, layers: Sequence[str]) -> 
     """
     made = quantized.clone()
     graph, names = made.graph, Names(made)
+    _real_constants(made, names)
     theirs = {node.name or "": node for node in real.graph}
     inputs = {value.name: value for value in graph.inputs}
     real.graph.outputs.clear()
@@ -87,7 +88,6 @@ def side_by_side(real: ir.Model, quantized: ir.Model, layers: Sequence[str]) -> 
         if node.op_type in ("QuantizeLinear", "DequantizeLinear") and wide:
             node.domain = MS_DOMAIN
             made.opset_imports[MS_DOMAIN] = 1
-    _real_constants(made, names)
     later = _apart(made, of_means)
     RemoveUnusedNodesPass()(made)
     drop_unused_initializers(made)
@@ -100,7 +100,7 @@ def _alone(node: ir.Node) -> bool:
 
     So it need not run at every position, nor be in memory with the layers that must.
     """
-    if not all(map(_fixed, node.inputs[1:])):
+    if not all(value is None or is_constant(value) for value in node.inputs[1:]):
         return False
     if node.op_type == "Gemm":
         bias = static_shape(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] is not None else ()
@@ -108,14 +108,6 @@ def _alone(node: ir.Node) -> bool:
     kernel = static_shape(node.inputs[1])
     steps = [*node.attributes.get_ints("strides", []), *(kernel or (0, 0, 0))[2:]]
     return node.op_type == "Conv" and set(steps) == {1} and not any(node.attributes.get_ints("pads", []))
-
-
-def _fixed(value: ir.Value | None) -> bool:
-    producer = None if value is None else value.producer()
-    of_codes = (
-        producer is not None and producer.op_type == "DequantizeLinear" and all(map(is_constant, producer.inputs))
-    )
-    return value is None or is_constant(value) or of_codes
 
 
 def _again(node: ir.Node, value: ir.Value, names: Names) -> ir.Node:
@@ -132,7 +124,8 @@ def _apart(model: ir.Model, nodes: Sequence[ir.Node]) -> ir.Model | None:
     ends = [
         [v for v in side if v is not None] for side in ([n.inputs[0] for n in nodes], [n.outputs[0] for n in nodes])
     ]
-    graph = extract(model.graph, *ends)
+    inputs = [value.name or "" for node in nodes for value in node.inputs[:1] if value is not None]
+    graph = extract(model.graph, inputs, [node.outputs[0].name or "" for node in nodes])
     model.graph.remove(nodes, safe=True)
     return ir.Model(graph, ir_version=model.ir_version)
 

@@ -94,7 +94,7 @@ def verify(
         matrix = rows(columns, quantized, data.take(LEVEL_SAMPLES), data.extras, fed) if places or proof else ()
         levels: dict[str, float | None] = {}
         level_warnings: list[str] = []
-        if at_levels and quantized.suffix == ".onnx":
+        if at_levels and quantized.suffix == ".onnx":  # the levels are onnxruntime's
             levels, level_warnings = worst_at_levels(quantized, float_session, data, target, threads, fed)
     warnings += level_warnings
     for output in found:
@@ -125,7 +125,7 @@ def _saturated_here(quantized: Path, places: Sequence[Place]) -> Iterator[str]:
         lines = saturation.written(io.load(quantized))
         if lines:
             yield (
-                f"this machine has no VNNI: sums were made exactly, as the target makes them, but slower; "
+                "this machine has no VNNI: sums were made exactly, as the target makes them, but slower; "
                 f"by its own kernels {len(lines)} layers may saturate, so for such machines quantize for x86_64-avx2"
             )
 
