@@ -121,9 +121,6 @@ def _apart(model: ir.Model, nodes: Sequence[ir.Node]) -> ir.Model | None:
     """These nodes in a model of their own, which are taken from the given one; their first inputs are its inputs."""
     if not nodes:
         return None
-    ends = [
-        [v for v in side if v is not None] for side in ([n.inputs[0] for n in nodes], [n.outputs[0] for n in nodes])
-    ]
     inputs = [value.name or "" for node in nodes for value in node.inputs[:1] if value is not None]
     graph = extract(model.graph, inputs, [node.outputs[0].name or "" for node in nodes])
     model.graph.remove(nodes, safe=True)
