@@ -30,6 +30,7 @@ TASKS = ("digits-mobile", "glyphs-resnet", "digits-resnet", "glyphs-mobile")  # 
 PEERS = ("brevitas", "torchao")
 PASSES = {"digits": (80, 12), "glyphs": (12, 4)}
 """Over the training pictures: of the float network, and of each row."""
+RATES = {8: 2e-3, 4: 4e-3, 3: 5e-3, 2: 5e-3}
 SETTINGS = {"scale_lr": 1e-3, "alpha": 0.7}
 DIGITS = Path(__file__).resolve().parents[1] / "sample_models" / "digits.onnx"
 
@@ -57,7 +58,7 @@ def settings(bits: tuple[int, int], epochs: int) -> Any:
     """Those of `fit`, the same for peers: fewer bits are trained at a higher rate."""
     from edgeq.train.fit import Fit
 
-    return Fit(epochs=epochs, lr=2e-3 if min(bits) >= 4 else 5e-3, **SETTINGS)
+    return Fit(epochs=epochs, lr=RATES[min(bits)], **SETTINGS)
 
 
 def rows(task: str, peers: bool) -> Iterator[Row]:

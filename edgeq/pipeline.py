@@ -95,6 +95,7 @@ def quantize(
     bpw: float | None = None,
     max_bytes: int | None = None,
     recorded: Path | None = None,
+    streams: int = 1,
     worth: Callable[[Path], bool] | None = None,
     data_free: bool = False,
     progress: Progress = silent,
@@ -107,7 +108,7 @@ def quantize(
     at_levels: verify at onnxruntime's levels of optimization too.
     also: further targets to verify on.
     workers, dask, stats, save_stats, keep, device, rank: see `edgeq.collecting.observation.Ways`.
-    recorded: see `edgeq.verify`. worth: asked of the artifact; one that it declines is not verified.
+    recorded, streams: see `edgeq.verifying.verify`. worth: asked of the artifact; one that it declines is not verified.
     data_free: calibrate on made-up data. bpw, max_bytes: see `edgeq.search.allocation`.
     settings: fields of the recipe, which win over `recipe`'s; None leaves one as it is.
     Raises an EdgeqError, and then leaves nothing behind.
@@ -165,6 +166,7 @@ def quantize(
                 boards=[of_target(targets.load(name)) for name in also],
                 keep=kept,
                 recorded=recorded,
+                streams=streams,
                 progress=progress,
             )
         if chosen.integer_io:  # the ends are exact: what was verified with float ones holds for codes

@@ -48,6 +48,7 @@ from edgeq.verifying.scores import Agreement, MetricFunction
 
 FOLDER = ".trials"
 FEW = 24
+STREAMS = 8  # samples under way at once, of a trial's verification, as far as there are processors
 ROUNDS = 5  # of timing
 
 Expect = Callable[[Iterable[Recipe], bool], None]
@@ -227,9 +228,10 @@ class Trials:
         if recipe.method == "static":
             ways |= {"stats": stats} if stats.exists() else {"save_stats": stats}
         metric = self.metric or (Agreement() if self.labels is None else None)
+        streams = min(os.cpu_count() or 1, STREAMS)
         return quantize(
             self.model, recipe.target, self.calib, folder, recipe=recipe, eval_data=self.eval_data, labels=self.labels,
-            metric=metric, recorded=self.answers, at_levels=False, progress=self.progress, **ways,
+            metric=metric, recorded=self.answers, at_levels=False, streams=streams, progress=self.progress, **ways,
         ).report  # fmt: skip
 
     def _timed(self, recipe: Recipe, artifact: Path) -> tuple[float, float]:

@@ -9,20 +9,13 @@ import pytest
 import edgeq
 from edgeq.recalibration import recalibrate
 from edgeq.retarget import retarget
-from tests.graph.written import draw, save, text
-
-INPUTS = "int64[N,T] input_ids, int64[N,T] attention_mask"
-BODY = """
-    e = Gather(table, input_ids)  a = MatMul(e, w)  m = Cast<to=1>(attention_mask)  u = Unsqueeze(m, last)
-    y = Mul(a, u)
-"""
+from tests.graph.written import masked
 
 
 @pytest.fixture
 def case(tmp_path):
-    """A model whose padding, id 0, is far greater than words; padded samples, and the same without."""
-    table = draw(61, 16) * np.linspace(9, 1, 61, dtype=np.float32)[:, None]
-    path = save(tmp_path, text(BODY, INPUTS), {"table": table, "w": draw(16, 16), "last": np.array([2])})
+    """A model, padded samples, and the same without."""
+    path = masked(tmp_path)
     mask = np.arange(12) < np.random.default_rng(0).integers(1, 12, (20, 1))
     padded = {"input_ids": mask * np.arange(41, 61)[:, None], "attention_mask": mask.astype(np.int64)}
     bare = [{k: v[i : i + 1, :n] for k, v in padded.items()} for i, n in enumerate(mask.sum(1))]

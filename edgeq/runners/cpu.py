@@ -10,7 +10,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from edgeq.errors import CalibrationError, ModelError, RecipeError, ToolError
 from edgeq.graph.io import load, one_line, read_graph, save
 from edgeq.graph.observe import observable
 from edgeq.graph.unsigned import unsigned_weights
-from edgeq.runners.session import COMMON, Feeds, Outputs, options
+from edgeq.runners.session import COMMON, Feeds, Outputs, in_streams, options
 
 TITLE = "onnxruntime CPU"
 TIMED = True
+STREAMS = True
 ROUNDS = 5
 KERNEL = "_kernel_time"  # ends the name of an event of onnxruntime's profile
 LEVELS = {
@@ -101,14 +103,15 @@ def exact(model: Path, folder: Path) -> Path:
 
 def open_session(model: Path, **given: Any) -> CpuSession:
     """Options: optimization, threads, timeout, config (session config entries),
-    keep: whether memory that an inference needed is kept for the next one, which is faster, and in_order: whether nodes
-    run in the order of the file.
+    keep: whether memory that an inference needed is kept for the next one, which is faster, in_order: whether nodes run
+    in the order of the file, and streams: how many samples `run_many` has under way; latencies are of the first few,
+    which run alone.
 
     This runs in-process, and onnxruntime sees that its time is over when a node ends.
     Raises ModelError when onnxruntime refuses the model, RecipeError for an unknown option.
     """
-    chosen = options("cpu", given, {**COMMON, "config": {}, "save_optimized": "", "keep": True, "in_order": False})
-    return CpuSession(Path(model), chosen)
+    own = {"config": {}, "save_optimized": "", "keep": True, "in_order": False, "streams": 1}
+    return CpuSession(Path(model), options("cpu", given, {**COMMON, **own}))
 
 
 def optimized(model: Path, feeds: Feeds | None = None, **given: Any) -> ir.Model:
@@ -217,7 +220,7 @@ class CpuSession:
     def latency_ms(self) -> float | None:
         return statistics.median(self._times) * 1e3 if self._times else None
 
-    def run(self, feeds: Feeds, taps: Sequence[str] = ()) -> Outputs:
+    def run(self, feeds: Feeds, taps: Sequence[str] = (), timed: bool = True) -> Outputs:
         names = tuple(dict.fromkeys([*self.outputs, *taps]))
         session = self._with_taps(names[len(self.outputs) :])
         limit = self._chosen["timeout"]
@@ -225,18 +228,22 @@ class CpuSession:
             with WATCH.within(limit) as options:
                 began = time.perf_counter()
                 arrays = session.run(list(names), dict(feeds), options)
-                self._times.append(time.perf_counter() - began)
+                took = time.perf_counter() - began
         except Exception as error:  # onnxruntime has no common base for its errors
             if options.terminate:
                 raise ToolError(f"{self.model}: stopped after {limit:g} s; raise the timeout option") from None
             check_feeds(self.inputs, feeds, self._optional)  # names the feeds when they are at fault
             raise ModelError(f"{self.model}: onnxruntime failed to run it ({one_line(error)})") from None
+        if timed:
+            self._times.append(took)
         return dict(tensors(names, arrays))
 
     def run_many(self, batches: Iterable[Feeds], taps: Sequence[str] = ()) -> Iterator[Outputs]:
         self._times.clear()
-        for feeds in batches:
+        streams, left = self._chosen["streams"], iter(batches)
+        for feeds in left if streams == 1 else islice(left, ROUNDS):
             yield self.run(feeds, taps)
+        yield from in_streams(partial(self.run, taps=taps, timed=False), left, streams)
 
     def close(self) -> None:
         self._sessions.clear()

@@ -34,7 +34,10 @@ class Place:
         """Whether its latency is that of the target's own runtime, on this machine or a board: no emulator's."""
         return bool(self.runner.TIMED) and self.note is None
 
-    def open(self, model: Path, **more: Any) -> Session:
+    def open(self, model: Path, streams: int = 1, **more: Any) -> Session:
+        """streams: samples that `run_many` has under way, where the runner can have several."""
+        if getattr(self.runner, "STREAMS", False):
+            more["streams"] = streams
         session: Session = self.runner.open_session(model, **{**self.options, **more})
         return session
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +16,29 @@ from edgeq.errors import CalibrationError
 from edgeq.files import replacing
 from edgeq.graph import io
 from edgeq.runners import cpu
-from edgeq.runners.session import Feeds, Outputs, Session
+from edgeq.runners.session import Feeds, Outputs, Session, in_streams
 
 
 class Recorded:
     """See `edgeq.runners.session.Session`. The model is opened at the first sample that is not in `folder`.
 
     A file of it is named by the sha256 of the model's bytes, of the runtime's version and processor, and of the feeds;
-    what is damaged is made anew. Values in `taps` are never recorded.
+    what is damaged is made anew. Values in `taps` are never recorded. streams: samples that `run_many` has under way.
     """
 
-    def __init__(self, model: Path, folder: Path, threads: int) -> None:
-        self.model, self.folder, self.threads = model, folder, threads
+    def __init__(self, model: Path, folder: Path, threads: int, streams: int = 1) -> None:
+        self.model, self.folder, self.threads, self.streams = model, folder, threads, streams
         folder.mkdir(parents=True, exist_ok=True)
         self._key = hashlib.sha256(f"{io.sha256(io.files(model))} {cpu.version()} {cpu.processor()}".encode())
         self._opened: Session | None = None
+        self._opening = threading.Lock()
 
     @property
     def session(self) -> Session:
-        if self._opened is None:
-            self._opened = cpu.open_session(self.model, threads=self.threads)
-        return self._opened
+        with self._opening:
+            if self._opened is None:
+                self._opened = cpu.open_session(self.model, threads=self.threads)
+            return self._opened
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -67,8 +71,7 @@ class Recorded:
         return outputs
 
     def run_many(self, batches: Iterable[Feeds], taps: Sequence[str] = ()) -> Iterator[Outputs]:
-        for feeds in batches:
-            yield self.run(feeds, taps)
+        yield from in_streams(partial(self.run, taps=taps), batches, self.streams)
 
     def close(self) -> None:
         if self._opened is not None:

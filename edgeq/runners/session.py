@@ -6,7 +6,9 @@ installed by edgeq have `install(progress)`. `missing()` is None, or one line th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -67,3 +69,18 @@ def options(
         if isinstance(default, int | float) and not isinstance(default, bool) and not value > 0:
             raise RecipeError(f"runner {runner}: {name}={value!r} must be positive")
     return {**defaults, **given}
+
+
+def in_streams(run: Callable[[Feeds], Outputs], batches: Iterable[Feeds], streams: int) -> Iterator[Outputs]:
+    """`map(run, batches)` with so many of them under way at once."""
+    if streams == 1:
+        yield from map(run, batches)
+        return
+    with ThreadPoolExecutor(streams) as pool:
+        under_way: deque[Future[Outputs]] = deque()
+        for feeds in batches:
+            under_way.append(pool.submit(run, feeds))
+            if len(under_way) > streams:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import tee
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from edgeq.types import Progress, Stats
 from edgeq.weights import awq
 
 SAMPLES = 32  # enough for means and extrema of channels, of which a sample of an image has thousands of values
+STREAMS = 4  # samples under way at once, as far as there are processors
 POSITIONS = 256  # windows of a convolution's input that a sample gives to its Gram matrix
 MEANS = 16  # samples of which each gives a layer's mean over positions, before and behind rounding
 LAYERS = ("Conv", "ConvTranspose", "Gemm")
@@ -89,8 +92,7 @@ def _smooth(model: ir.Model, path: Path, target: Target, recipe: Recipe, samples
         for name, nodes in smooth.candidates(model).items()
         if all(target.find(node.op_type, recipe.method) for node in nodes)
     }
-    seen = channels(path, dict.fromkeys(readers, -1), samples)
-    stats = grams(path, {name: [(name, None)] for name in readers}, samples)
+    seen, stats = observed(path, samples, dict.fromkeys(readers, -1), {name: [(name, None)] for name in readers})
     specs = {w.node: w.spec for w in plan(model, target, recipe).weights} if recipe.method == "weight_only" else {}
     found = {}
     for name, nodes in readers.items():
@@ -110,23 +112,47 @@ def _smooth(model: ir.Model, path: Path, target: Target, recipe: Recipe, samples
 
 def channels(path: Path, axes: Mapping[str, int], samples: Dataset) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Minimum and maximum of each channel of values of the model in `path`; axes: value → its channels' axis."""
-    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for outputs in _runs(path, tuple(axes), samples):
+    return observed(path, samples, axes, {})[0]
+
+
+def grams(path: Path, wanted: Mapping[str, Sequence[tuple[str, ir.Node | None]]], samples: Dataset) -> dict[str, Stats]:
+    """Key → statistics; wanted: value → (key, the convolution whose windows are meant, or None for the last axis)."""
+    return observed(path, samples, {}, wanted)[1]
+
+
+def observed(
+    path: Path,
+    samples: Dataset,
+    axes: Mapping[str, int],
+    wanted: Mapping[str, Sequence[tuple[str, ir.Node | None]]],
+) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], dict[str, Stats]]:
+    """`channels` and `grams` of one walk. Raises CalibrationError when there are no samples."""
+    seen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    found: dict[str, Gram] = {}
+    for outputs in _runs(path, tuple(dict.fromkeys([*axes, *wanted])), samples):
         for name, axis in axes.items():
             x = np.moveaxis(outputs[name], axis, 0)
             x = x.reshape(len(x), -1)
-            lo, hi = found.get(name, (np.inf, -np.inf))
-            found[name] = np.minimum(lo, x.min(1)), np.maximum(hi, x.max(1))
-    if not found and axes:
+            lo, hi = seen.get(name, (np.inf, -np.inf))
+            seen[name] = np.minimum(lo, x.min(1)), np.maximum(hi, x.max(1))
+        for value, keys in wanted.items():
+            for key, node in keys:
+                x = outputs[value] if node is None else windows(outputs[value], node)
+                if x.shape[-1] > MOST_FEATURES:
+                    continue
+                found.setdefault(key, Gram.of(x.shape[-1])).update(x)
+    if not seen and axes:
         raise CalibrationError(f"{samples.name} holds no samples: give at least one")
-    return found
+    return seen, {key: gram.result() for key, gram in found.items()}
 
 
 def _runs(path: Path, taps: tuple[str, ...], samples: Dataset) -> Iterator[dict[str, np.ndarray]]:
-    session = load("edgeq.runners", "cpu").open_session(path)
+    session = load("edgeq.runners", "cpu").open_session(path, streams=min(os.cpu_count() or 1, STREAMS))
     inputs = set(io.input_shapes(io.load(path)))
-    for feeds in samples if taps else ():
-        yield {**feeds, **session.run(feeds, tuple(t for t in taps if t not in inputs))}
+    own, fed = tee(samples if taps else ())
+    inner = tuple(t for t in taps if t not in inputs)
+    for feeds, outputs in zip(own, session.run_many(fed, inner), strict=True):
+        yield {**feeds, **outputs}
     session.close()
 
 
@@ -156,19 +182,6 @@ def layer_stats(model: ir.Model, path: Path, plan: Plan, data: Dataset | None, r
 
 def _auto(node: ir.Node) -> bool:
     return (node.attributes.get_string("auto_pad", "NOTSET") or "NOTSET") not in ("NOTSET", "VALID")
-
-
-def grams(path: Path, wanted: Mapping[str, Sequence[tuple[str, ir.Node | None]]], samples: Dataset) -> dict[str, Stats]:
-    """Key → statistics; wanted: value → (key, the convolution whose windows are meant, or None for the last axis)."""
-    found: dict[str, Gram] = {}
-    for outputs in _runs(path, tuple(wanted), samples):
-        for value, keys in wanted.items():
-            for key, node in keys:
-                x = outputs[value] if node is None else windows(outputs[value], node)
-                if x.shape[-1] > MOST_FEATURES:
-                    continue
-                found.setdefault(key, Gram.of(x.shape[-1])).update(x)
-    return {key: gram.result() for key, gram in found.items()}
 
 
 def windows(x: np.ndarray, node: ir.Node) -> np.ndarray:

@@ -40,6 +40,7 @@ def verify_files(
     at_levels: bool = True,
     keep: Keep = lambda feeds, outputs: None,
     recorded: Path | None = None,
+    streams: int = 1,
     progress: Progress = silent,
 ) -> Verification:
     """Measure an artifact against its reference; see `edgeq.verifying.verify.verify`.
@@ -74,6 +75,7 @@ def verify_files(
         state=asked.state,
         keep=keep,
         recorded=recorded,
+        streams=streams,
         progress=lambda n: progress("verify", n, dataset.count),
     )
 

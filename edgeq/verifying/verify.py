@@ -59,6 +59,7 @@ def verify(
     threads: int = 1,
     keep: Keep = lambda feeds, outputs: None,
     recorded: Path | None = None,
+    streams: int = 1,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Verification:
     """Measure the artifact against the reference on the target's runtime, or on its stand-in where that is missing.
@@ -68,7 +69,8 @@ def verify(
     (node, op, value) triples whose value is compared in both models; layers_on_failure: only when the budget is not
     met. at_levels: look at onnxruntime's levels of optimization too. state: (output, input) pairs that each of the
     models is fed back, its own. keep: called with each sample and what the artifact made of it. recorded: a folder that
-    keeps what the reference answered, for the next time. A budget that is not met is written into `failures`; nothing
+    keeps what the reference answered, for the next time. streams: samples under way at once, which takes their memory.
+    A budget that is not met is written into `failures`; nothing
     is raised for it. Raises CalibrationError, ModelError, RecipeError, ToolError, VerifyError.
     """
     if budget is not None and budget.max_drop is not None and labels is None and metric is None:
@@ -77,11 +79,12 @@ def verify(
     warnings = [place.note for place in everywhere if place.note]
     fed = partial(with_state, model=reference, pairs=state)
     with ExitStack() as stack:
-        float_session = _open_reference(reference, recorded, threads)
+        float_session = _open_reference(reference, recorded, threads, streams)
         stack.callback(float_session.close)
         columns = []
         for place in everywhere:
-            columns.append(Column(place, place.open(quantized, threads=threads), scores(data, labels, metric)))
+            session = place.open(quantized, streams, threads=threads)
+            columns.append(Column(place, session, scores(data, labels, metric)))
             stack.callback(columns[-1].session.close)
         samples, feeds = _compare(fed(float_session), columns, data, fed, keep, progress)
         first, found = columns[0], columns[0].outputs()
@@ -130,10 +133,10 @@ def _saturated_here(quantized: Path, places: Sequence[Place]) -> Iterator[str]:
             )
 
 
-def _open_reference(reference: Path, recorded: Path | None, threads: int) -> Session:
+def _open_reference(reference: Path, recorded: Path | None, threads: int, streams: int) -> Session:
     if recorded is not None:
-        return Recorded(reference, recorded, threads)
-    session: Session = load("edgeq.runners", "cpu").open_session(reference, threads=threads)
+        return Recorded(reference, recorded, threads, streams)
+    session: Session = load("edgeq.runners", "cpu").open_session(reference, threads=threads, streams=streams)
     return session
 
 

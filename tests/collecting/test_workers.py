@@ -14,7 +14,7 @@ import edgeq
 from edgeq.calibrate.glance import FIRST
 from edgeq.collecting import workers
 from edgeq.errors import CalibrationError, EdgeqError, ToolError
-from tests.graph.written import CONV, draw, save, text
+from tests.graph.written import CONV, draw, masked, save, text
 from tests.require import require
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,11 +77,7 @@ def test_processes_give_the_same_bytes(tmp_path, model, monkeypatch):
 
 def test_processes_leave_out_the_same_padding(tmp_path, monkeypatch):
     """Batches that become samples of a row each, whose number only walking tells, or an index."""
-    inputs = "int64[N,T] input_ids, int64[N,T] attention_mask"
-    body = "e = Gather(table, input_ids) a = MatMul(e, w) m = Cast<to=1>(attention_mask)"
-    table = draw(61, 16) * np.linspace(9, 1, 61, dtype=np.float32)[:, None]  # of the padding's id, 0, the greatest
-    inits = {"table": table, "w": draw(16, 16), "last": np.array([2])}
-    path = save(tmp_path, text(f"{body} u = Unsqueeze(m, last) y = Mul(a, u)", inputs), inits)
+    path = masked(tmp_path)
     mask = np.arange(12) < np.random.default_rng(0).integers(1, 13, (60, 1))
     arrays = {"input_ids": mask * np.arange(1, 61)[:, None], "attention_mask": mask.astype(np.int64)}
     batches = [{k: v[i : i + 3] for k, v in arrays.items()} for i in range(0, 60, 3)]

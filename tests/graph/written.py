@@ -56,3 +56,11 @@ def integer(result):
 
 
 CONV = {"w": draw(4, 4, 3, 3), "b": draw(4)}
+
+
+def masked(folder):
+    """A model of ids below 61 and their mask, whose padding, id 0, is far greater than words."""
+    body = "e = Gather(table, input_ids) a = MatMul(e, w) m = Cast<to=1>(attention_mask) u = Unsqueeze(m, last)"
+    inits = {"table": draw(61, 16) * np.linspace(9, 1, 61, dtype=np.float32)[:, None], "w": draw(16, 16)}
+    inputs = "int64[N,T] input_ids, int64[N,T] attention_mask"
+    return save(folder, text(f"{body} y = Mul(a, u)", inputs), inits | {"last": np.array([2])})

@@ -16,8 +16,8 @@ def case(tmp_path):
 
 def test_answers_are_those_of_the_model_and_are_found_again(case, tmp_path, monkeypatch):
     path, feeds = case
-    first = Recorded(path, tmp_path / "kept", 1)
-    found = [dict(first.run(feed)) for feed in feeds]
+    first = Recorded(path, tmp_path / "kept", 1, streams=3)
+    found = list(first.run_many(feeds))
     want = [ort.InferenceSession(str(path)).run(None, feed)[0] for feed in feeds]
     for row, array in zip(found, want, strict=True):
         np.testing.assert_array_equal(row["y"], array)
