@@ -75,15 +75,15 @@ def read(path: Path) -> tuple[Any, ...]:
         return tuple(torch.from_numpy(held[key]) for key in ("x", "y", "held_x", "held_y"))
 
 
-def batches(path: Path, device: str = "cpu") -> Callable[[], Iterator[tuple[Any, Any]]]:
+def batches(path: Path, device: str = "cpu", seed: int = 0) -> Callable[[], Iterator[tuple[Any, Any]]]:
     """For `fit`: each call is a pass over the training pictures, moved and turned a little; the same for all rows."""
     import torch
 
     from sample_models.digits import augment
 
     pictures, labels = read(path)[:2]
-    count, order = len(pictures) - VALIDATION[path.stem], np.random.default_rng(0)
-    generator = torch.Generator().manual_seed(0)
+    count, order = len(pictures) - VALIDATION[path.stem], np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
 
     def once() -> Iterator[tuple[Any, Any]]:
         shuffled = torch.from_numpy(order.permutation(count))

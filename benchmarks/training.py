@@ -5,7 +5,8 @@ pictures`; `--task` has the other pairs): as each is rounded after training (PTQ
 widths, straight-through (STE), with learned steps (LSQ), and with the float model as teacher (+KD). Below 8 bits the
 first and the last layer have 8. Each artifact is run in onnxruntime over pictures that neither training nor the choice
 of an epoch saw, and its codes are held against those that were trained; all rows have the same passes over the same
-pictures. `--peers` adds Brevitas and torchao's QAT, with the teacher, from the same float weights, evaluated in torch.
+pictures. `--peers` adds Brevitas and torchao's QAT, with the teacher, from the same float weights, evaluated in torch;
+`--seeds 5` tells what is more than chance: each row is trained so often, and stands with the mean's standard error.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from benchmarks import pictures
 from benchmarks.peers import ROOT, ensure
@@ -40,7 +43,7 @@ class Row:
     """bits: of weights and activations. kind: PTQ, STE, LSQ, or a peer's name.
 
     weight: an algorithm of `edgeq.weights`, "ttq" or "shared". sparse: 2 of 4. share: of the channels that go before.
-    features: of the teacher too, the sums of residuals.
+    features: of the teacher too, the sums of residuals. seed: of the order of the pictures, and how they are moved.
     """
 
     task: str
@@ -52,6 +55,7 @@ class Row:
     sparse: bool = False
     share: float = 0.0
     features: bool = False
+    seed: int = 0
 
 
 def settings(bits: tuple[int, int], epochs: int) -> Any:
@@ -151,11 +155,11 @@ def rivalled(row: Row, source: Path, epochs: int) -> dict[str, Any]:
     """What a peer makes of the same network in its own environment."""
     script = ROOT / "benchmarks" / "peers" / f"{row.kind}_qat.py"
     command = [str(ensure(row.kind)), str(script), str(source.with_suffix(".pt"))]
-    command += ["--bits", *map(str, row.bits), "--epochs", str(epochs)]
+    command += ["--bits", *map(str, row.bits), "--epochs", str(epochs), "--seed", str(row.seed)]
     ran = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     if ran.returncode:
         raise RuntimeError(f"{row.name}: {ran.stderr.strip().splitlines()[-1]}")
-    return {"task": row.task, "row": row.name, "bytes": 0, **json.loads(ran.stdout.splitlines()[-1])}
+    return {"task": row.task, "row": row.name, "seed": row.seed, "bytes": 0, **json.loads(ran.stdout.splitlines()[-1])}
 
 
 def trained(job: tuple[Row, Path, Path, int, str]) -> dict[str, Any]:
@@ -180,7 +184,7 @@ def trained(job: tuple[Row, Path, Path, int, str]) -> dict[str, Any]:
     _plain()
     started = time.process_time()
     held = pictures_of(source)
-    batches, score = pictures.batches(held, device), pictures.score(held, device)
+    batches, score = pictures.batches(held, device, row.seed), pictures.score(held, device)
     few = pictures.read(held)[0][:256].split(32)
     model = prepare(io.load(source), 21)
     io.to_memory(model)
@@ -216,13 +220,13 @@ def trained(job: tuple[Row, Path, Path, int, str]) -> dict[str, Any]:
         chosen = settings(row.bits, epochs)
         fit(qat.to(device), batches, score, chosen, teacher=teacher if row.teacher else None, features=sums)
         qat.cpu()
-    path = folder / f"{row.task}-{re.sub(r'[ :,()]+', '-', row.name)}.onnx"
+    path = folder / f"{row.task}-{re.sub(r'[ :,()]+', '-', row.name)}-{row.seed}.onnx"
     edgeq.save(convert(qat), path)
     if apart := differing(qat, path):
         raise RuntimeError(f"{row.task}, {row.name}: {apart} integers of {path.name} are not those that were trained")
     return {
-        "task": row.task, "row": row.name, "accuracy": accuracy(path, held), "bytes": path.stat().st_size,
-        "seconds": round(time.process_time() - started, 1), "path": str(path),
+        "task": row.task, "row": row.name, "seed": row.seed, "accuracy": accuracy(path, held),
+        "bytes": path.stat().st_size, "seconds": round(time.process_time() - started, 1), "path": str(path),
     }  # fmt: skip
 
 
@@ -259,6 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--longer", type=float, default=1, help="so many times as many passes as a row has by default")
+    parser.add_argument("--seeds", type=int, default=1, help="train each row so many times; the table has the means")
     parser.add_argument("--peers", action="store_true", help="also Brevitas and torchao, in environments of their own")
     parser.add_argument("--task", choices=TASKS, action="append")
     parser.add_argument("--only", action="append", help="rows whose name has this in it")
@@ -278,29 +283,31 @@ def main(argv: list[str] | None = None) -> int:
             for row in rows(task, args.peers)
             if any(part in row.name for part in args.only or [""])
         ]
+        seeded = [replace(row, seed=seed) for row in wanted for seed in range(args.seeds if row.kind != "PTQ" else 1)]
         for peer in {row.kind for row in wanted} & set(PEERS):
             ensure(peer)
         with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
-            made = {}
+            made: dict[tuple[str, str], list[dict[str, Any]]] = {}
             sources = dict(
                 zip(chosen, pool.starmap(floats, [(task, folder, args.device) for task in chosen]), strict=True)
             )
             epochs = {task: round(PASSES[task.partition("-")[0]][1] * args.longer) for task in chosen}
-            jobs = [(row, sources[row.task], folder, epochs[row.task], args.device) for row in wanted]
+            jobs = [(row, sources[row.task], folder, epochs[row.task], args.device) for row in seeded]
             jobs.sort(key=lambda job: -job[0].share)  # the longest first
             for m in pool.imap_unordered(trained, jobs):
-                made[m["task"], m["row"]] = m
+                made.setdefault((m["task"], m["row"]), []).append(m)
                 print(f"{m['task']}: {m['row']}: {m['accuracy']:.4f} in {m['seconds']:.0f} s", flush=True)
         for task, source in sources.items():
             held = pictures_of(source)
             print(f"\n| {task} | accuracy | kB | s |\n|---|---|---|---|")
             print(f"| float | {accuracy(source, held):.4f} | {source.stat().st_size / 1e3:.0f} | |")
             for row in (r for r in wanted if r.task == task):
-                m = made[task, row.name]
-                print(f"| {row.name} | {m['accuracy']:.4f} | {m['bytes'] / 1e3:.0f} | {m['seconds']:.0f} |")
+                m, found = made[task, row.name][0], [one["accuracy"] for one in made[task, row.name]]
+                spread = f" ± {np.std(found, ddof=1) / len(found) ** 0.5:.4f}" if len(found) > 1 else ""
+                print(f"| {row.name} | {np.mean(found):.4f}{spread} | {m['bytes'] / 1e3:.0f} | {m['seconds']:.0f} |")
             _speed(task, made, held)
         if args.json:
-            args.json.write_text(json.dumps(list(made.values()), indent=1))
+            args.json.write_text(json.dumps([m for found in made.values() for m in found], indent=1))
     return 0
 
 
@@ -328,14 +335,14 @@ def wide() -> None:
         print(f"{name}: {sizes['all']:.1f} MB, with half {sizes['half']:.1f} MB, {found['half'][1]:.2f} times as fast")
 
 
-def _speed(task: str, made: dict[tuple[str, str], dict[str, Any]], held: Path) -> None:
+def _speed(task: str, made: dict[tuple[str, str], list[dict[str, Any]]], held: Path) -> None:
     """How much faster the artifact with half the channels is."""
     from benchmarks.measure import latency, session
 
     both = {key: made.get((task, name)) for key, name in (("all", "W8A8 LSQ"), ("half", "half the channels, W8A8"))}
     if None in both.values():
         return
-    paths = {key: Path(m["path"]) for key, m in both.items() if m is not None}
+    paths = {key: Path(m[0]["path"]) for key, m in both.items() if m is not None}
     name = session(paths["all"], 1).get_inputs()[0].name
     found = latency(paths, {name: pictures.read(held)[2][:64].numpy()}, 1, base="all")
     (slow, _), (fast, ratio) = found["all"], found["half"]

@@ -34,6 +34,7 @@ def main(quantized: Quantized) -> None:
     parser.add_argument("weights", type=Path, help="the float network's state, named as the network is")
     parser.add_argument("--bits", type=int, nargs=2, default=(4, 4))
     parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -46,7 +47,7 @@ def main(quantized: Quantized) -> None:
     shown, labels = pictures.read(held)[2:]
     module = quantized(trained(), shown[:64], *args.bits)
     chosen = settings(tuple(args.bits), args.epochs)
-    fit(module, pictures.batches(held), pictures.score(held), chosen, teacher=trained())
+    fit(module, pictures.batches(held, seed=args.seed), pictures.score(held), chosen, teacher=trained())
     with torch.no_grad():
         right = (module(shown).argmax(1) == labels).float().mean()
     print(json.dumps({"accuracy": float(right), "seconds": round(time.process_time() - started, 1)}))
