@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ from edgeq.planning.outliers import split_outliers
 from edgeq.planning.plan import Plan
 from edgeq.planning.planner import plan
 from edgeq.planning.solve import solve
+from edgeq.processors import single_products
 from edgeq.recipe import Recipe
 from edgeq.registry import load
 from edgeq.report import build as reports
@@ -141,7 +143,8 @@ def quantize(
         chosen, data = with_padding(chosen, data, prepared)
         if bpw is not None or max_bytes is not None:
             chosen = allocated(chosen, prepared, aim, data, work, bpw, max_bytes, progress)
-        found, final, evidence = _quantize(prepared, prepared_path, aim, chosen, data, work, ways, progress)
+        with single_products() if chosen.method == "static" else nullcontext():  # packing large weights takes them all
+            found, final, evidence = _quantize(prepared, prepared_path, aim, chosen, data, work, ways, progress)
         passes.run(found, aim.passes_after)
         progress("save", 0, None)
         _finish(found)

@@ -5,7 +5,7 @@ worker does what `Trials.run` does in its turn, so the search finds what it woul
 that it goes alone. What is expected no longer is given up. A trial whose worker died or raised is simply not there: it
 is run, and raises, in its turn.
 
-Workers have as many threads as the search: a matrix product's last bits depend on how many share it.
+Processes of this machine share its processors; see `edgeq.processors`, also for why that changes nothing of a trial.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ def ahead(trials: Trials, workers: int = 1, dask: str | None = None) -> Iterator
         raise RecipeError("--min-speedup is measured, by one trial at a time: leave out --workers and --dask")
     for what, given in (("metric", trials.metric), ("data", trials.calib), ("data", trials.eval_data)):
         _check(what, given)
+    trials.processes = workers
     with crew(workers, dask) as hands:
         trials.expect = expected = _Expected(trials, hands)
         try:

@@ -31,6 +31,7 @@ from edgeq.graph import io
 from edgeq.pipeline import quantize
 from edgeq.planning.coverage import integer_share
 from edgeq.planning.energy import energy
+from edgeq.processors import processors, shared
 from edgeq.recipe import Recipe, dump
 from edgeq.report.build import versions
 from edgeq.report.schema import Report, Sensitivity, Trial, load
@@ -64,6 +65,7 @@ class Trials:
     """The trials of one model, and the best recipe so far.
 
     expect: see `edgeq.speculation`; ahead: seconds that trials took which were run before their turn, by digest.
+    processes: that run trials at once on this machine, each with its share of the processors.
     """
 
     model: Path
@@ -80,6 +82,7 @@ class Trials:
     began: float = field(default_factory=time.monotonic)
     expect: Expect = unprepared
     ahead: dict[str, float] = field(default_factory=dict)
+    processes: int = 1
     _seen: dict[Path, Glimpse] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -228,11 +231,12 @@ class Trials:
         if recipe.method == "static":
             ways |= {"stats": stats} if stats.exists() else {"save_stats": stats}
         metric = self.metric or (Agreement() if self.labels is None else None)
-        streams = min(os.cpu_count() or 1, STREAMS)
-        return quantize(
-            self.model, recipe.target, self.calib, folder, recipe=recipe, eval_data=self.eval_data, labels=self.labels,
-            metric=metric, recorded=self.answers, at_levels=False, streams=streams, progress=self.progress, **ways,
-        ).report  # fmt: skip
+        with shared(self.processes):
+            return quantize(
+                self.model, recipe.target, self.calib, folder, recipe=recipe, eval_data=self.eval_data,
+                labels=self.labels, metric=metric, recorded=self.answers, at_levels=False,
+                streams=min(processors(), STREAMS), progress=self.progress, **ways,
+            ).report  # fmt: skip
 
     def _timed(self, recipe: Recipe, artifact: Path) -> tuple[float, float]:
         """Times as fast as float, and ms, in turns with it; 0 where this machine's seconds say nothing."""

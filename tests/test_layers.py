@@ -27,7 +27,7 @@ FLOORS = (
     {"graph", "recipe", "target", "data", "lock"},
     {"weights", "calibrate", "intops"},
     {"numerics"},
-    {"types", "errors", "registry", "files", "lighter", "memory"},
+    {"types", "errors", "registry", "files", "lighter", "memory", "processors"},
 )
 LEVEL = {unit: -depth for depth, floor in enumerate(FLOORS) for unit in floor}
 

@@ -26,6 +26,7 @@ from edgeq.graph.observe import observable
 from edgeq.planning.outliers import splittable
 from edgeq.planning.plan import Plan
 from edgeq.planning.planner import plan
+from edgeq.processors import processors
 from edgeq.recipe import Recipe
 from edgeq.target import Target
 from edgeq.types import Progress
@@ -136,7 +137,6 @@ def observe(
             blocks = parts if total is None else -(-total // BLOCK)
             return split(task, data, 1 if recipe.state else max(min(parts, blocks), 1))
 
-        cores = os.cpu_count() or 1
         task = Task(
             wanted,
             outputs,
@@ -146,7 +146,7 @@ def observe(
             seed=recipe.seed % 2**64,
             preprocess=recipe.preprocess,
             state=recipe.state,
-            threads=1 if ways.dask else max(cores // ways.workers, 1),
+            threads=1 if ways.dask else max(processors() // ways.workers, 1),
         )
         try:
             if ways.dask is not None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import tee
 from pathlib import Path
@@ -24,6 +24,7 @@ from edgeq.passes.bias_correct import correct, significant, with_biases, without
 from edgeq.passes.side_by_side import Pair, side_by_side
 from edgeq.planning.plan import INTEGER, Plan
 from edgeq.planning.planner import plan
+from edgeq.processors import processors, single_products
 from edgeq.recipe import Recipe
 from edgeq.registry import load
 from edgeq.target import Target
@@ -129,25 +130,33 @@ def observed(
     """`channels` and `grams` of one walk. Raises CalibrationError when there are no samples."""
     seen: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     found: dict[str, Gram] = {}
-    for outputs in _runs(path, tuple(dict.fromkeys([*axes, *wanted])), samples):
-        for name, axis in axes.items():
-            x = np.moveaxis(outputs[name], axis, 0)
-            x = x.reshape(len(x), -1)
-            lo, hi = seen.get(name, (np.inf, -np.inf))
-            seen[name] = np.minimum(lo, x.min(1)), np.maximum(hi, x.max(1))
-        for value, keys in wanted.items():
-            for key, node in keys:
-                x = outputs[value] if node is None else windows(outputs[value], node)
-                if x.shape[-1] > MOST_FEATURES:
-                    continue
-                found.setdefault(key, Gram.of(x.shape[-1])).update(x)
+
+    def widen(name: str, values: np.ndarray) -> None:
+        x = np.moveaxis(values, axes[name], 0)
+        x = x.reshape(len(x), -1)
+        lo, hi = seen.get(name, (np.inf, -np.inf))
+        seen[name] = np.minimum(lo, x.min(1)), np.maximum(hi, x.max(1))
+
+    def add(key: str, node: ir.Node | None, values: np.ndarray) -> None:
+        x = values if node is None else windows(values, node)
+        if x.shape[-1] <= MOST_FEATURES:
+            found.setdefault(key, Gram.of(x.shape[-1])).update(x)
+
+    names = tuple(dict.fromkeys([*axes, *wanted]))
+    with single_products(), ThreadPoolExecutor(processors()) as pool:
+        for outputs in _runs(path, names, samples):
+            looks = [pool.submit(widen, name, outputs[name]) for name in axes]
+            looks += [pool.submit(add, *key, outputs[value]) for value, keys in wanted.items() for key in keys]
+            for look in looks:
+                look.result()
     if not seen and axes:
         raise CalibrationError(f"{samples.name} holds no samples: give at least one")
-    return seen, {key: gram.result() for key, gram in found.items()}
+    keys = [key for listed in wanted.values() for key, _ in listed if key in found]  # in no order of threads
+    return {name: seen[name] for name in axes if seen}, {key: found[key].result() for key in keys}
 
 
 def _runs(path: Path, taps: tuple[str, ...], samples: Dataset) -> Iterator[dict[str, np.ndarray]]:
-    session = load("edgeq.runners", "cpu").open_session(path, streams=min(os.cpu_count() or 1, STREAMS))
+    session = load("edgeq.runners", "cpu").open_session(path, streams=min(processors(), STREAMS))
     inputs = set(io.input_shapes(io.load(path)))
     own, fed = tee(samples if taps else ())
     inner = tuple(t for t in taps if t not in inputs)

@@ -5,7 +5,6 @@ What an algorithm does with a weight of gigabytes stays within a few megabytes a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -14,6 +13,7 @@ from itertools import product
 import numpy as np
 
 from edgeq.numerics import affine, pack
+from edgeq.processors import processors
 from edgeq.types import Granularity, Packed, PerBlock, PerChannel, QParams, QSpec, QTensor
 
 _TILE = 1 << 18  # weights
@@ -77,7 +77,7 @@ def in_tiles(
             zero[groups] = q.params.zero_point
 
     cuts = [[slice(i, min(i + step, n)) for i in range(0, n, step)] for n, step in zip(w.shape, lengths, strict=True)]
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    with ThreadPoolExecutor(processors()) as pool:
         for _ in pool.map(one, product(*cuts)):
             pass
     return QParams(scale, zero, spec)

@@ -5,6 +5,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from threadpoolctl import threadpool_limits
 
 import edgeq
 from edgeq import target
@@ -158,3 +159,18 @@ def test_refusals(tmp_path):
         edgeq.quantize(path, "generic", None, tmp_path / "o", recipe=Recipe(passes=("equalize",)), data_free=True)
     with pytest.raises(RecipeError, match="passes repair static"):
         edgeq.quantize(path, "generic", None, tmp_path / "o", recipe=Recipe(method="dynamic", passes=("smooth",)))
+
+
+def test_statistics_are_those_of_one_thread_however_many_products_may_have(tmp_path):
+    wide = 352
+    path = save(tmp_path, text("y = MatMul(x, w)", "float[N,352] x"), {"w": draw(wide, 8)})
+    data = Dataset("rows", lambda: iter(samples(1024, wide, count=3)))
+    with threadpool_limits(2, user_api="blas"):  # which gives other last bits than one, on two processors
+        axes, wanted = {"x": 1}, {"x": [("first", None), ("second", None)]}
+        seen, found = recovery.observed(path, data, axes, wanted)
+    everything = np.stack([feeds["x"] for feeds in data])
+    np.testing.assert_array_equal(seen["x"], [everything.min((0, 1)), everything.max((0, 1))])
+    with threadpool_limits(1, user_api="blas"):
+        gram = sum((x.T @ x for x in everything), np.zeros((wide, wide)))
+    for key in ("first", "second"):
+        np.testing.assert_array_equal(found[key].gram, gram)
