@@ -22,10 +22,8 @@ def _ints(node: ir.Node, name: str, default: list[int]) -> list[int]:
     return [int(v) for v in node.attributes.get_ints(name, default)]
 
 
-def _padded(
-    node: ir.Node, x: Tensor, kernel: list[int], strides: list[int], dilations: list[int], value: float
-) -> Tensor:
-    """x with the padding of a convolution or pool made explicit, as ONNX lays it out: all beginnings, then all ends."""
+def _pads(node: ir.Node, x: Tensor, kernel: list[int], strides: list[int], dilations: list[int]) -> list[int]:
+    """The padding of a convolution or pool, as ONNX lays it out: all beginnings, then all ends."""
     dims = x.dim() - 2
     auto = node.attributes.get_string("auto_pad", "NOTSET")
     pads = _ints(node, "pads", [0] * 2 * dims)
@@ -35,6 +33,14 @@ def _padded(
             total = max((-(-size // strides[axis]) - 1) * strides[axis] + span - size, 0)
             small, large = total // 2, total - total // 2
             pads[axis], pads[dims + axis] = (small, large) if auto == "SAME_UPPER" else (large, small)
+    return pads
+
+
+def _padded(
+    node: ir.Node, x: Tensor, kernel: list[int], strides: list[int], dilations: list[int], value: float
+) -> Tensor:
+    """x with that padding made explicit."""
+    pads, dims = _pads(node, x, kernel, strides, dilations), x.dim() - 2
     if not any(pads):
         return x
     flat = [p for axis in reversed(range(dims)) for p in (pads[axis], pads[dims + axis])]
@@ -44,9 +50,12 @@ def _padded(
 def conv(node: ir.Node, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     dims = x.dim() - 2
     strides, dilations = _ints(node, "strides", [1] * dims), _ints(node, "dilations", [1] * dims)
-    x = _padded(node, x, list(w.shape[2:]), strides, dilations, 0.0)
+    kernel = list(w.shape[2:])
+    pads = _pads(node, x, kernel, strides, dilations)
+    even = pads[:dims] == pads[dims:]  # which torch's convolutions do themselves
+    x = x if even else _padded(node, x, kernel, strides, dilations, 0.0)
     function = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[dims]
-    return function(x, w, b, strides, 0, dilations, node.attributes.get_int("group", 1))
+    return function(x, w, b, strides, pads[:dims] if even else 0, dilations, node.attributes.get_int("group", 1))
 
 
 def gemm(node: ir.Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ require("torch", "pip install edgeq[torch]")
 
 import torch  # noqa: E402
 
-from edgeq.train.fake import FakeQuantize  # noqa: E402
+from edgeq.train.fake import FakeQuantize, Rounded, aligned, round_through  # noqa: E402
 
 SPECS = [
     QSpec(dtype, symmetric, granularity)
@@ -104,3 +104,21 @@ def test_the_clips_gradient_is_that_of_pact():
     y.sum().backward()
     np.testing.assert_allclose(quantizer.scale.grad, 2 * 255, rtol=1e-5)
     np.testing.assert_array_equal(x.grad, [0, 1, 0, 0])
+
+
+@given(st.sampled_from(SPECS), st.integers(0, 2**32 - 1))
+def test_its_gradients_are_those_of_its_parts(spec, seed):
+    """Which torch finds by itself, where each rounding's gradient is that of the identity."""
+    rng = np.random.default_rng(seed)
+    x = torch.from_numpy(rng.normal(0, 2, (6, 10)).astype(np.float32)).requires_grad_()
+    shape = aligned(torch.zeros(params_shape((6, 10), spec.granularity)), x, spec).shape
+    step = torch.from_numpy(rng.uniform(0.05, 0.5, shape).astype(np.float32)).requires_grad_()
+    zero = torch.from_numpy(rng.integers(spec.qmin, spec.qmax, shape).astype(np.float32)).requires_grad_()
+    weights = torch.from_numpy(rng.normal(0, 1, (6, 10)).astype(np.float32))
+    whole = Rounded.apply(x, step, zero, spec.qmin, spec.qmax)
+    parts = ((round_through(x / step) + zero).clamp(spec.qmin, spec.qmax) - zero) * step
+    torch.testing.assert_close(whole, parts)
+    wanted = torch.autograd.grad((parts * weights).sum(), (x, step, zero))
+    found = torch.autograd.grad((whole * weights).sum(), (x, step, zero))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
