@@ -36,11 +36,9 @@ def _pads(node: ir.Node, x: Tensor, kernel: list[int], strides: list[int], dilat
     return pads
 
 
-def _padded(
-    node: ir.Node, x: Tensor, kernel: list[int], strides: list[int], dilations: list[int], value: float
-) -> Tensor:
+def _padded(x: Tensor, pads: list[int], value: float) -> Tensor:
     """x with that padding made explicit."""
-    pads, dims = _pads(node, x, kernel, strides, dilations), x.dim() - 2
+    dims = x.dim() - 2
     if not any(pads):
         return x
     flat = [p for axis in reversed(range(dims)) for p in (pads[axis], pads[dims + axis])]
@@ -50,12 +48,11 @@ def _padded(
 def conv(node: ir.Node, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     dims = x.dim() - 2
     strides, dilations = _ints(node, "strides", [1] * dims), _ints(node, "dilations", [1] * dims)
-    kernel = list(w.shape[2:])
-    pads = _pads(node, x, kernel, strides, dilations)
-    even = pads[:dims] == pads[dims:]  # which torch's convolutions do themselves
-    x = x if even else _padded(node, x, kernel, strides, dilations, 0.0)
+    pads = _pads(node, x, list(w.shape[2:]), strides, dilations)
+    if pads[:dims] != pads[dims:]:  # even ones torch's convolutions add themselves
+        x, pads = _padded(x, pads, 0.0), [0] * 2 * dims
     function = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[dims]
-    return function(x, w, b, strides, pads[:dims] if even else 0, dilations, node.attributes.get_int("group", 1))
+    return function(x, w, b, strides, pads[:dims], dilations, node.attributes.get_int("group", 1))
 
 
 def gemm(node: ir.Node, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
@@ -71,16 +68,17 @@ def pool(node: ir.Node, x: Tensor, greatest: bool) -> Tensor:
     strides, dilations = _ints(node, "strides", [1] * dims), _ints(node, "dilations", [1] * dims)
     if node.attributes.get_int("ceil_mode", 0):
         raise ModelError(f"node {node.name!r} ({node.op_type}): ceil_mode can't be trained; export without it")
+    pads = _pads(node, x, kernel, strides, dilations)
     if greatest:
-        x = _padded(node, x, kernel, strides, dilations, -math.inf)
+        x = _padded(x, pads, -math.inf)
         return {1: functional.max_pool1d, 2: functional.max_pool2d}[dims](x, kernel, strides, 0, dilations)
     ones = torch.ones_like(x[:1, :1])
-    padded = _padded(node, x, kernel, strides, dilations, 0.0)
+    padded = _padded(x, pads, 0.0)
     average = {1: functional.avg_pool1d, 2: functional.avg_pool2d}[dims]
     y = average(padded, kernel, strides)
     if node.attributes.get_int("count_include_pad", 0) or padded is x:
         return y
-    return y / average(_padded(node, ones, kernel, strides, dilations, 0.0), kernel, strides)
+    return y / average(_padded(ones, pads, 0.0), kernel, strides)
 
 
 def reduced(node: ir.Node, x: Tensor, axes: Tensor | None, function: Callable[..., Tensor]) -> Tensor:

@@ -70,8 +70,8 @@ def verify(
     met. at_levels: look at onnxruntime's levels of optimization too. state: (output, input) pairs that each of the
     models is fed back, its own. keep: called with each sample and what the artifact made of it. recorded: a folder that
     keeps what the reference answered, for the next time. streams: samples under way at once, which takes their memory.
-    A budget that is not met is written into `failures`; nothing
-    is raised for it. Raises CalibrationError, ModelError, RecipeError, ToolError, VerifyError.
+    A budget that is not met is written into `failures`; nothing is raised for it.
+    Raises CalibrationError, ModelError, RecipeError, ToolError, VerifyError.
     """
     if budget is not None and budget.max_drop is not None and labels is None and metric is None:
         raise RecipeError("a largest drop needs something to measure: give --labels or --metric beside --max-drop")
