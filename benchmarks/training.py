@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import pictures
+from benchmarks.networks import network
 from benchmarks.peers import ROOT, ensure
 
 TASKS = ("digits-mobile", "glyphs-resnet", "digits-resnet", "glyphs-mobile")  # the first two by default
@@ -81,40 +82,6 @@ def rows(task: str, peers: bool) -> Iterator[Row]:
     yield Row(task, "16 shared values, A8", weight="shared")
     yield Row(task, "2:4, W8A8", sparse=True)
     yield Row(task, "half the channels, W8A8", share=0.5)
-
-
-def network(task: str) -> Any:
-    """A fresh float network: the sample's, or a ResNet of three stages (He et al., 2015)."""
-    import torch
-    from torch import nn
-    from torch.nn import functional
-
-    from sample_models.digits import Digits, conv_bn
-
-    class Block(nn.Module):
-        def __init__(self, wide_in: int, wide: int) -> None:
-            super().__init__()
-            self.first, self.second = conv_bn(wide_in, wide, 3, wide // wide_in), conv_bn(wide, wide, 3)
-            self.short = nn.Identity() if wide == wide_in else conv_bn(wide_in, wide, 1, 2)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return functional.relu(self.second(functional.relu(self.first(x))) + self.short(x))
-
-    class Small(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.stem = conv_bn(1, 16, 3)
-            self.stages = nn.Sequential(Block(16, 16), Block(16, 32), Block(32, 64))
-            self.head = nn.Linear(64, 10)
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head(self.stages(functional.relu(self.stem(x))).mean((2, 3)))
-
-    known = {"mobile": Digits, "resnet": Small}
-    which, _, name = task.partition("-")
-    made = known[name]()
-    made.head = nn.Linear(made.head.in_features, pictures.CLASSES[which])
-    return made
 
 
 def floats(task: str, folder: Path, device: str) -> Path:
@@ -288,13 +255,17 @@ def main(argv: list[str] | None = None) -> int:
             ensure(peer)
         with multiprocessing.get_context("spawn").Pool(args.jobs) as pool:
             made: dict[tuple[str, str], list[dict[str, Any]]] = {}
-            sources = dict(
-                zip(chosen, pool.starmap(floats, [(task, folder, args.device) for task in chosen]), strict=True)
-            )
-            epochs = {task: round(PASSES[task.partition("-")[0]][1] * args.longer) for task in chosen}
-            jobs = [(row, sources[row.task], folder, epochs[row.task], args.device) for row in seeded]
-            jobs.sort(key=lambda job: -job[0].share)  # the longest first
-            for m in pool.imap_unordered(trained, jobs):
+            floating = {task: pool.apply_async(floats, (task, folder, args.device)) for task in chosen}
+            sources: dict[str, Path] = {}
+
+            def jobs() -> Iterator[tuple[Row, Path, Path, int, str]]:
+                for task in chosen:  # a network's rows as soon as it is there, the longest first
+                    sources[task] = floating[task].get()
+                    epochs = round(PASSES[task.partition("-")[0]][1] * args.longer)
+                    for row in sorted((row for row in seeded if row.task == task), key=lambda row: -row.share):
+                        yield row, sources[task], folder, epochs, args.device
+
+            for m in pool.imap_unordered(trained, jobs()):
                 made.setdefault((m["task"], m["row"]), []).append(m)
                 print(f"{m['task']}: {m['row']}: {m['accuracy']:.4f} in {m['seconds']:.0f} s", flush=True)
         for task, source in sources.items():

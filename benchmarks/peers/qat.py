@@ -17,7 +17,8 @@ import torch
 from torch import nn
 
 from benchmarks import pictures
-from benchmarks.training import network, pictures_of, settings
+from benchmarks.networks import network
+from benchmarks.training import pictures_of, settings
 from edgeq.train.fit import fit
 
 Quantized = Callable[[nn.Module, torch.Tensor, int, int], nn.Module]

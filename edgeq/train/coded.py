@@ -26,6 +26,9 @@ from edgeq.types import PerChannel, QParams, QSpec, QTensor
 from edgeq.weights.ternary import of_signs
 
 TTQ_THRESHOLD = 0.05
+TTQ_STEPS = 64
+"""Of the greater level. All weights have one of two codes here, and 255 · (64 + 64) is within the 16 bits that kernels
+of x86 without VNNI add two products in; 255 · (127 + 127) is not, and each sum would saturate."""
 THRESHOLDS = {"ternary": 0.7, "binary": 0.0}
 """The t of the weight algorithms of these names."""
 
@@ -82,7 +85,7 @@ class TwoScales(nn.Module):
         self.scales = nn.Parameter(torch.stack([mean.reshape(self.shape) for mean in means]))
 
     def step(self) -> Tensor:
-        return self.scales.detach().abs().amax(0).clamp(min=1e-6) / self.spec.qmax
+        return self.scales.detach().abs().amax(0).clamp(min=1e-6) / min(self.spec.qmax, TTQ_STEPS)
 
     def rescale(self, gain: Tensor) -> None:
         self.scales.mul_(gain)

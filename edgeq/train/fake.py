@@ -16,10 +16,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from edgeq.numerics.affine import params_shape, quantize
 from edgeq.types import PerBlock, PerChannel, QParams, QSpec, QTensor
 
+TINY = 1e-8
+"""The least step there is."""
 Steps = Literal["lsq", "pact", "fixed"]
 """How a step is trained: by LSQ, by its clip alone, or not at all (straight-through estimator)."""
 
@@ -35,33 +38,52 @@ def scaled_gradient(x: Tensor, factor: float) -> Tensor:
 
 
 class Rounded(torch.autograd.Function):
-    """y = s · (q - z), q = clamp(round(x / s) + z, low, high); all gradients in one step, from what they need alone.
+    """y = s · q, q = clamp(round(x / s), low - z, high - z), with all gradients in one step, from what they need alone.
 
-        dy/dx = 1 inside the range, else 0      dy/ds = q - z - (x / s) · dy/dx      dy/dz = s · (dy/dx - 1)
+        dy/dx = 1 inside the range, else 0      dy/ds = q - (x / s) · dy/dx      dy/dz = s · (dy/dx - 1)
 
-    Those of LSQ (Esser et al., 2020, equation 3) and LSQ+ (Bhalgat et al., 2020). s and z broadcast against x.
+    Those of LSQ (Esser et al., 2020, equation 3) and LSQ+ (Bhalgat et al., 2020), multiplied by `factor` for s and z.
+    scale, zero: in the shape of `params_shape`; s is |scale| within [TINY, most], z is zero rounded, within the codes.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
-        ratio = x / step
-        unbounded = ratio.round().add_(zero)
-        codes = unbounded.clamp(low, high)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, spec: QSpec, most: float, factor: float) -> Tensor:
+        step, middle = scale.abs().clamp_(TINY, most), zero.round().clamp_(spec.qmin, spec.qmax)
+        wide, low = aligned(step, x, spec), aligned(spec.qmin - middle, x, spec)
+        ratio = x / wide
+        unbounded = ratio.round()
+        codes = unbounded.maximum(low)  # clamp takes tensors too, but four times as long
+        torch.minimum(codes, low + (spec.qmax - spec.qmin), out=codes)
         inside = unbounded.eq_(codes)  # 1 and 0 as float, which are multiplied with sooner than bool
-        codes.sub_(zero)
         slope = codes.addcmul(ratio, inside, value=-1) if ctx.needs_input_grad[1] else None
-        ctx.save_for_backward(inside, slope, step)
-        ctx.zero_shape = zero.shape
-        return codes * step
+        ctx.save_for_backward(inside, slope, scale, zero, step)
+        ctx.spec, ctx.factor = spec, factor
+        return codes * wide
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        inside, slope, step = ctx.saved_tensors
-        passed = gradient * inside
-        of_step = None if slope is None else (gradient * slope).sum_to_size(step.shape)
-        of_zero = ((passed - gradient) * step).sum_to_size(ctx.zero_shape) if ctx.needs_input_grad[2] else None
-        return passed, of_step, of_zero, None, None
+        inside, slope, scale, zero, step = ctx.saved_tensors
+        passed, of_scale, of_zero = gradient * inside, None, None
+        if slope is not None:
+            of_scale = _folded(gradient * slope, scale, ctx.spec).mul_(scale.sign()).mul_(step == scale.abs())
+            of_scale.mul_(ctx.factor)
+        if ctx.needs_input_grad[2]:
+            within = zero.round().clamp_(ctx.spec.qmin, ctx.spec.qmax) == zero.round()
+            of_zero = _folded(passed - gradient, zero, ctx.spec).mul_(step).mul_(within).mul_(ctx.factor)
+        return passed, of_scale, of_zero, None, None, None
+
+
+def _folded(x: Tensor, params: Tensor, spec: QSpec) -> Tensor:
+    """The sums of x over all that one of the parameters stands for, in their shape."""
+    match spec.granularity:
+        case PerChannel(axis):
+            return x.sum([d for d in range(x.dim()) if d != axis]).reshape(params.shape)
+        case PerBlock(axis, size):
+            short = params.shape[axis] * size - x.shape[axis]
+            whole = functional.pad(x, [0, 0] * (x.dim() - 1 - axis) + [0, short])
+            return whole.unflatten(axis, (-1, size)).sum(axis + 1)
+    return x.sum().reshape(params.shape)
 
 
 class FakeQuantize(nn.Module):
@@ -106,24 +128,23 @@ class FakeQuantize(nn.Module):
 
     def step(self) -> Tensor:
         """The scale that is used: never 0, nor beyond what a bound allows."""
-        stepped: Tensor = self.scale.abs().clamp(1e-8, self.most)
+        stepped: Tensor = self.scale.abs().clamp(TINY, self.most)
         return stepped
 
     def forward(self, x: Tensor) -> Tensor:
-        low, high = self.spec.qmin, self.spec.qmax
-        step: Tensor = self.step()
-        zero: Tensor = self.zero_point
-        if self.steps == "lsq" and self.training:
-            shared = x.numel() / max(step.numel(), 1)
-            factor = 1.0 / math.sqrt(shared * max(high, 1))
-            step, zero = scaled_gradient(step, factor), scaled_gradient(zero, factor)
-        step, zero = aligned(step, x, self.spec), aligned(round_through(zero).clamp(low, high), x, self.spec)
         if self.steps == "pact":
-            x = x.minimum((high - zero) * step).maximum((low - zero) * step)
-            codes = ((x / step).round() + zero).clamp(low, high)
-            return x + ((codes - zero) * step - x).detach()
-        rounded: Tensor = Rounded.apply(x, step, zero, low, high)
+            return self._clipped(x)
+        shared = x.numel() / max(self.scale.numel(), 1)
+        factor = 1.0 / math.sqrt(shared * max(self.spec.qmax, 1)) if self.steps == "lsq" and self.training else 1.0
+        rounded: Tensor = Rounded.apply(x, self.scale, self.zero_point, self.spec, self.most, factor)
         return rounded
+
+    def _clipped(self, x: Tensor) -> Tensor:
+        low, high = self.spec.qmin, self.spec.qmax
+        step, zero = aligned(self.step(), x, self.spec), aligned(self.zero_point.round().clamp(low, high), x, self.spec)
+        x = x.minimum((high - zero) * step).maximum((low - zero) * step)
+        codes = ((x / step).round() + zero).clamp(low, high)
+        return x + ((codes - zero) * step - x).detach()
 
 
 def aligned(params: Tensor, x: Tensor, spec: QSpec) -> Tensor:
@@ -147,5 +168,6 @@ class FakeBias(nn.Module):
 
     def forward(self, bias: Tensor) -> Tensor:
         activation, weight = self._layer
-        step = (activation.step() * weight.step()).detach()
+        with torch.no_grad():
+            step = activation.step() * weight.step()
         return round_through(bias / step) * step

@@ -1,12 +1,15 @@
 """A plain training loop, to use or to replace: Adam, cosine schedule, optional teacher, best checkpoint, resumable.
 
-Steps and offsets of quantizers learn at `scale_lr`, all else at `lr`. With a teacher the loss is that of Hinton et al.
-(2015): (1 - a) · loss(y, labels) + a · T² · KL(softmax(teacher / T) ‖ softmax(y / T)), and `loss` may be None.
-Features f, values inside both graphs (FitNets, Romero et al., 2015), add b · the mean of |f - teacher|² / |teacher|².
+Steps of quantizers learn at `scale_lr` times their size, for Adam moves all that it trains as far and a step of eight
+bits is a fraction of one of two; offsets, which are codes, at `scale_lr`, and all else at `lr`. With a teacher the loss
+is (1 - a) · loss(y, labels) + a · T² · KL(softmax(teacher / T) ‖ softmax(y / T)) (Hinton et al., 2015), and `loss` may
+be None. Features f, values inside both graphs (FitNets, Romero et al., 2015), add b · the mean of |f - teacher|² /
+|teacher|².
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -20,12 +23,14 @@ from torch.nn import functional
 from edgeq.errors import RecipeError
 from edgeq.files import replacing
 from edgeq.train.coded import Shared, Signs, TwoScales
-from edgeq.train.fake import FakeQuantize
+from edgeq.train.fake import TINY, FakeQuantize
 from edgeq.train.graph import TorchGraph
 from edgeq.train.qat import Batch, call
 from edgeq.types import Progress, silent
 
 QUANTIZERS = (FakeQuantize, Signs, TwoScales, Shared)
+LAST = 0.01
+"""What is left of the rates in the end."""
 Loss = Callable[[Any, Tensor], Tensor]
 
 
@@ -81,8 +86,11 @@ def fit(
             raise RecipeError("features are values of graphs: module and teacher must both be a TorchGraph")
         graph.kept = dict.fromkeys(features, torch.empty(0))
     torch.manual_seed(settings.seed)
-    optimizer = torch.optim.Adam(_groups(module, settings))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.epochs, eta_min=settings.lr * 1e-2)
+    kinds = {parameter.device.type for parameter in module.parameters()}
+    optimizer = torch.optim.Adam(_groups(module, settings), fused=kinds <= {"cpu", "cuda"})
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda epoch: LAST + (1 - LAST) * (1 + math.cos(math.pi * epoch / settings.epochs)) / 2
+    )
     done = Trained([], -1)
     kept = {k: v.clone() for k, v in module.state_dict().items()}
     path = Path(checkpoint) if checkpoint is not None else None
@@ -116,17 +124,23 @@ def fit(
 
 
 def _groups(module: nn.Module, settings: Fit) -> list[dict[str, Any]]:
-    held = [m for m in module.modules() if isinstance(m, QUANTIZERS)]
-    steps = {id(p) for m in held for p in m.parameters(recurse=False)}
-    both = [p for p in module.parameters() if p.requires_grad]
+    """What learns at one rate: all that is no quantizer's, and steps by powers of two of their sizes."""
+    steps: dict[float, list[nn.Parameter]] = {}
+    own = set()
+    for quantizer in (m for m in module.modules() if isinstance(m, QUANTIZERS)):
+        for name, parameter in quantizer.named_parameters(recurse=False):
+            own.add(id(parameter))
+            if parameter.requires_grad:
+                steps.setdefault(1.0 if name == "zero_point" else _size(parameter), []).append(parameter)
+    others = [p for p in module.parameters() if p.requires_grad and id(p) not in own]
     return [
-        {
-            "params": [p for p in both if id(p) not in steps],
-            "lr": settings.lr,
-            "weight_decay": settings.weight_decay,
-        },
-        {"params": [p for p in both if id(p) in steps], "lr": settings.scale_lr},
+        {"params": others, "lr": settings.lr, "weight_decay": settings.weight_decay},
+        *({"params": alike, "lr": settings.scale_lr * size} for size, alike in steps.items()),
     ]
+
+
+def _size(step: Tensor) -> float:
+    return float(2.0 ** round(math.log2(max(float(step.detach().abs().mean()), TINY))))
 
 
 def _objective(

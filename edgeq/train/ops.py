@@ -51,6 +51,8 @@ def conv(node: ir.Node, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor
     pads = _pads(node, x, list(w.shape[2:]), strides, dilations)
     if pads[:dims] != pads[dims:]:  # even ones torch's convolutions add themselves
         x, pads = _padded(x, pads, 0.0), [0] * 2 * dims
+    if dims == 2 and x.device.type == "cpu":  # the layout of oneDNN's kernels, which else reorder both each time
+        x, w = (t.contiguous(memory_format=torch.channels_last) for t in (x, w))
     function = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[dims]
     return function(x, w, b, strides, pads[:dims], dilations, node.attributes.get_int("group", 1))
 

@@ -13,7 +13,7 @@ require("torch", "pip install edgeq[torch]")
 
 import torch  # noqa: E402
 
-from edgeq.train.fake import FakeQuantize, Rounded, aligned, round_through  # noqa: E402
+from edgeq.train.fake import TINY, FakeQuantize, Rounded, aligned, round_through, scaled_gradient  # noqa: E402
 
 SPECS = [
     QSpec(dtype, symmetric, granularity)
@@ -106,19 +106,23 @@ def test_the_clips_gradient_is_that_of_pact():
     np.testing.assert_array_equal(x.grad, [0, 1, 0, 0])
 
 
-@given(st.sampled_from(SPECS), st.integers(0, 2**32 - 1))
-def test_its_gradients_are_those_of_its_parts(spec, seed):
+@given(st.sampled_from(SPECS), st.integers(0, 2**32 - 1), st.sampled_from([1.0, 0.01]), st.sampled_from([9.0, 0.3]))
+def test_its_gradients_are_those_of_its_parts(spec, seed, factor, most):
     """Which torch finds by itself, where each rounding's gradient is that of the identity."""
     rng = np.random.default_rng(seed)
     x = torch.from_numpy(rng.normal(0, 2, (6, 10)).astype(np.float32)).requires_grad_()
-    shape = aligned(torch.zeros(params_shape((6, 10), spec.granularity)), x, spec).shape
-    step = torch.from_numpy(rng.uniform(0.05, 0.5, shape).astype(np.float32)).requires_grad_()
-    zero = torch.from_numpy(rng.integers(spec.qmin, spec.qmax, shape).astype(np.float32)).requires_grad_()
+    shape = params_shape((6, 10), spec.granularity)
+    signs = rng.choice([-1, 1], shape)
+    scale = torch.tensor(signs * rng.uniform(0.05, 0.5, shape), dtype=torch.float32, requires_grad=True)
+    zero = torch.tensor(rng.uniform(spec.qmin - 1, spec.qmax + 1, shape), dtype=torch.float32, requires_grad=True)
     weights = torch.from_numpy(rng.normal(0, 1, (6, 10)).astype(np.float32))
-    whole = Rounded.apply(x, step, zero, spec.qmin, spec.qmax)
-    parts = ((round_through(x / step) + zero).clamp(spec.qmin, spec.qmax) - zero) * step
+    whole = Rounded.apply(x, scale, zero, spec, most, factor)
+    step = aligned(scaled_gradient(scale.abs().clamp(TINY, most), factor), x, spec)
+    middle = aligned(scaled_gradient(zero, factor), x, spec)
+    middle = round_through(middle).clamp(spec.qmin, spec.qmax)
+    parts = ((round_through(x / step) + middle).clamp(spec.qmin, spec.qmax) - middle) * step
     torch.testing.assert_close(whole, parts)
-    wanted = torch.autograd.grad((parts * weights).sum(), (x, step, zero))
-    found = torch.autograd.grad((whole * weights).sum(), (x, step, zero))
+    wanted = torch.autograd.grad((parts * weights).sum(), (x, scale, zero))
+    found = torch.autograd.grad((whole * weights).sum(), (x, scale, zero))
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

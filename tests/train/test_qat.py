@@ -15,6 +15,7 @@ from edgeq.graph import io
 from edgeq.graph.prepare import prepare
 from edgeq.numerics.affine import quantize
 from edgeq.recipe import Override, Recipe
+from edgeq.types import QSpec
 from tests.require import require
 
 require("torch", "pip install edgeq[torch]")
@@ -22,6 +23,7 @@ require("torch", "pip install edgeq[torch]")
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
+from edgeq.train.fake import FakeQuantize  # noqa: E402
 from edgeq.train.fit import Fit, fit  # noqa: E402
 from edgeq.train.graph import TorchGraph  # noqa: E402
 from edgeq.train.qat import convert, prepare_qat, with_bits  # noqa: E402
@@ -210,6 +212,23 @@ def test_features_are_distilled_by_name():
         fit(student, lambda: [(x, labels)], lambda _: 0.0, teacher=teacher, features=["nothing"])
     with pytest.raises(RecipeError, match="must both be a TorchGraph"):
         fit(nn.Linear(4, 3), lambda: [(x, labels)], lambda _: 0.0, teacher=teacher, features=["h"])
+
+
+@pytest.mark.parametrize("size", [1e-3, 0.3])
+def test_steps_learn_in_proportion_to_their_size(size):
+    """Adam's first move is its rate, whatever the gradient: a step's is `scale_lr` of it, up to a half power of two."""
+    quantizer = FakeQuantize(QSpec("uint4", False), ())
+    with torch.no_grad():
+        quantizer.scale.fill_(size)
+        quantizer.zero_point.fill_(3.0)
+    module = nn.Sequential(quantizer, nn.Linear(2, 2))
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    batch = (torch.tensor([[-30.7, 1.3], [3.3, 4.4]]) * size, torch.tensor([0, 1]))
+    fit(module, lambda: [batch], lambda _: 0.0, Fit(epochs=1, lr=0.02, scale_lr=0.01))
+    moved = {name: (p.detach() - before[name]).abs().numpy() for name, p in module.named_parameters()}
+    assert 0.01 / 1.42 <= moved["0.scale"] / size <= 0.01 * 1.42
+    np.testing.assert_allclose(moved["0.zero_point"], 0.01, rtol=1e-2)
+    np.testing.assert_allclose(moved["1.weight"], 0.02, rtol=1e-2)
 
 
 def test_patience_ends_it(calibration):
