@@ -9,7 +9,8 @@ A rule lists operators that are handled alike. `role` says how they take part in
 * `store`: computes in float, on weights that are stored as integers behind DequantizeLinear.
 * `bridge`: has no integer kernel and runs in float between DequantizeLinear and QuantizeLinear, but does not end an
   island: what it makes of integers may be quantized again for its readers.
-* `half`: computed in float16, of method `float16`. `*` among its operators stands for all that have such a form.
+* `half`: computed in float16 or bfloat16, as its method says. `*` among its operators stands for all that have such a
+  form.
 
 The last rule that names an operator wins. A file may extend another one: it inherits what it does not say, and its
 types and rules come after the inherited ones.
@@ -27,7 +28,7 @@ from edgeq.errors import RecipeError, TargetError
 from edgeq.files import read_toml
 from edgeq.types import INT_RANGES, Granularity, PerBlock, PerChannel, PerTensor, QSpec
 
-Method = Literal["static", "dynamic", "weight_only", "float16", "float32"]
+Method = Literal["static", "dynamic", "weight_only", "float16", "bfloat16", "float32"]
 
 
 class TypeRow(msgspec.Struct, forbid_unknown_fields=True, frozen=True):

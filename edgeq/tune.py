@@ -25,6 +25,7 @@ from edgeq import target as targets
 from edgeq.errors import EdgeqError, RecipeError
 from edgeq.fitting import fit_budget
 from edgeq.graph import io
+from edgeq.planning.plan import HALVES
 from edgeq.recipe import Override, Recipe
 from edgeq.report.folder import publish, work_folder
 from edgeq.report.schema import Trial, Tuning, dump
@@ -38,7 +39,7 @@ from edgeq.types import Progress, silent
 from edgeq.verifying.scores import MetricFunction
 
 CALIBRATORS = ("mse", "lp", "percentile", "minmax", "entropy")
-SLIM = ("float16", "8-bit weights")
+SLIM = (*HALVES, "8-bit weights")
 ROUNDINGS = ("mse", "gptq", "adaround")
 SUITS = {"equalize": {"Conv", "Gemm"}, "smooth": {"MatMul", "Gemm"}, "bias_correct": {"Conv", "Gemm", "MatMul"}}
 Step = tuple[str, Callable[[Recipe], Recipe]]

@@ -17,7 +17,7 @@ def plan(
         str | None,
         typer.Option("--target", "-t", help="A name of `edgeq targets`, or a .toml file; a,b,c are compared."),
     ] = None,
-    method: Annotated[str | None, typer.Option(help="static, dynamic, weight_only or float16.")] = None,
+    method: Annotated[str | None, typer.Option(help="static, dynamic, weight_only, float16 or bfloat16.")] = None,
     recipe: Annotated[Path | None, typer.Option(help="A recipe.toml.")] = None,
     shape: Shapes = [],  # noqa: B006
     as_json: AsJson = False,

@@ -32,7 +32,7 @@ def quantize(
     eval_data: Annotated[
         str | None, typer.Option("--eval", help="Data to verify on; default: the calibration data.")
     ] = None,
-    method: Annotated[str | None, typer.Option(help="static, dynamic, weight_only or float16.")] = None,
+    method: Annotated[str | None, typer.Option(help="static, dynamic, weight_only, float16 or bfloat16.")] = None,
     calibrator: Annotated[str | None, typer.Option(help="A calibrator of `edgeq methods`.")] = None,
     weight: Annotated[str | None, typer.Option(help="A weight algorithm of `edgeq methods`.")] = None,
     bits: Annotated[int | None, typer.Option(help="Of packed weights: 2, 3, 4 or 8; codebooks 2 to 8.")] = None,

@@ -79,25 +79,26 @@ def _holds_half(model: ir.Model) -> bool:
     return any(value.dtype in HALF for graph in all_graphs(model) for value in values_of(graph))
 
 
-def half_slots(node: ir.Node, opset: int) -> tuple[list[int], list[int]]:
-    """The float32 inputs and outputs that the operator may have in float16, as its ONNX schema says.
+def half_slots(node: ir.Node, opset: int, dtype: ir.DataType) -> tuple[list[int], list[int]]:
+    """The float32 inputs and outputs that the operator may have in a half-precision type, as its ONNX schema says.
 
-    An output counts only with an input of its type variable. Without any output the operator has no float16 form.
+    An output counts only with an input of its type variable. Without any output the operator has no such form.
     """
     if node.domain not in ("", "ai.onnx") or not onnx.defs.has(node.op_type) or _holds_graphs(node):
         return [], []
     schema = onnx.defs.get_schema(node.op_type, opset)
-    inputs, outputs = _kinds(node.inputs, schema.inputs), _kinds(node.outputs, schema.outputs)
-    found = [index for index, kind in outputs.items() if kind in inputs.values()]
+    kind = f"tensor({dtype.name.lower()})"
+    inputs, outputs = (_slots(v, f, kind) for v, f in ((node.inputs, schema.inputs), (node.outputs, schema.outputs)))
+    found = [index for index, variable in outputs.items() if variable in inputs.values()]
     return list(inputs) if found else [], found
 
 
-def _kinds(values: Sequence[ir.Value | None], formals: Sequence[Any]) -> dict[int, str]:
-    """Index → type variable, of float32 values that may be float16; the last formal parameter may be variadic."""
+def _slots(values: Sequence[ir.Value | None], formals: Sequence[Any], kind: str) -> dict[int, str]:
+    """Index → type variable, of float32 values that may be of `kind`; the last formal parameter may be variadic."""
     found = {}
     for index, value in enumerate(values):
         formal = formals[min(index, len(formals) - 1)]
-        if value is not None and value.dtype == ir.DataType.FLOAT and "tensor(float16)" in formal.types:
+        if value is not None and value.dtype == ir.DataType.FLOAT and kind in formal.types:
             found[index] = formal.type_str
     return found
 

@@ -20,6 +20,7 @@ REWRITES: dict[Method, str] = {
     "dynamic": "dynamic",
     "weight_only": "weight_only",
     "float16": "float16",
+    "bfloat16": "bfloat16",
     "float32": "",
 }
 """The pass that writes a plan of each method into the graph."""

@@ -7,11 +7,11 @@ import onnx_ir as ir
 from edgeq.graph.folding import linear, unfolded
 from edgeq.planning import forms
 from edgeq.planning.eligible import STORES, Context, encoder_of, half_problem, table_problem, weight_problem
-from edgeq.planning.plan import DYNAMIC, FLOAT, HALF, PACKED, STORED, WeightPlan
+from edgeq.planning.plan import DYNAMIC, FLOAT, HALVES, PACKED, STORED, WeightPlan
 from edgeq.target import Rule
 from edgeq.weights import algorithm
 
-DECISIONS = {"half": HALF, "packed": PACKED, **dict.fromkeys(STORES, STORED)}
+DECISIONS = {"packed": PACKED, **dict.fromkeys(STORES, STORED)}
 """By the role of a rule; any other makes a node dynamic."""
 
 
@@ -19,9 +19,9 @@ def alone(node: ir.Node, rule: Rule, model: ir.Model, context: Context) -> tuple
     """The decision, the reason why it is no more, and the weights that go with it."""
     if why := _problem(node, rule, model):
         return FLOAT, why, []
+    if rule.role == "half":
+        return HALVES[rule.method], "", []
     decision = DECISIONS.get(rule.role, DYNAMIC)
-    if decision == HALF:
-        return HALF, "", []
     weights = context.weights(node, rule)
     why = STORES.get(rule.role, "")
     if encoder_of(weights[0].algorithm):
@@ -36,5 +36,5 @@ def alone(node: ir.Node, rule: Rule, model: ir.Model, context: Context) -> tuple
 def _problem(node: ir.Node, rule: Rule, model: ir.Model) -> str:
     """Why a node can't have what its rule offers, or nothing."""
     if rule.role == "half":
-        return half_problem(node, model)
+        return half_problem(node, model, rule.method)
     return table_problem(node) if node.op_type == "Gather" else weight_problem(node, rule)

@@ -16,7 +16,7 @@ from edgeq.graph.edit import is_constant, rank
 from edgeq.graph.float16 import half_slots
 from edgeq.planning.plan import RECURRENT, WEIGHT_INDEX, WeightPlan, weight_axis
 from edgeq.recipe import Recipe
-from edgeq.target import Rule, Target, TypeRow
+from edgeq.target import Method, Rule, Target, TypeRow
 from edgeq.weights import algorithm, checked
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
@@ -25,7 +25,8 @@ STORES = {  # role → what becomes of a node that computes in float on what is 
     "table": "rows are looked up as codes and scaled",
     "store": "float, on weights stored as integers (dequantized in each run; once with session.disable_quant_qdq=1)",
 }
-HALF_MAX, HALF_MIN = 65504.0, 2.0**-24  # of float16, the least one subnormal
+HALF_RANGES = {"float16": (2.0**-24, 65504.0), "bfloat16": (2.0**-126, 255 * 2.0**120)}
+"""The least and the greatest number of either; a GPU may take what is less, subnormal, for 0 in bfloat16."""
 SMALL_TABLE = 4096  # elements; below it the codes save less than the extra nodes cost
 
 
@@ -172,23 +173,24 @@ def table_problem(node: ir.Node) -> str:
     return "" if table.const_value.size >= SMALL_TABLE else "a small table"
 
 
-def half_problem(node: ir.Node, model: ir.Model) -> str:
-    """Why a node can't be computed in float16, or nothing."""
+def half_problem(node: ir.Node, model: ir.Model, method: Method) -> str:
+    """Why a node can't be computed in float16, or bfloat16, or nothing."""
     if node.graph is not model.graph:
         return "in the body of a branch or loop"
-    inputs, outputs = half_slots(node, model.opset_imports[""])
+    least, most = HALF_RANGES[method]
+    inputs, outputs = half_slots(node, model.opset_imports[""], ir.DataType[method.upper()])
     if not outputs:
-        return "ONNX has no float16 form of it for float32 values"
+        return f"ONNX has no {method} form of it for float32 values"
     for index in inputs:
         value = node.inputs[index]
         if value is None or not is_constant(value) or value.const_value is None or not value.const_value.size:
             continue
         array = value.const_value.numpy()
         greatest = float(np.abs(array).max())
-        if np.isfinite(array).all() and greatest > HALF_MAX:
-            return f"its constant {value.name} reaches {greatest:.3g}, float16 {HALF_MAX:.0f}"
-        if 0 < greatest < HALF_MIN:
-            return f"its constant {value.name} of {greatest:.3g} vanishes in float16"
+        if np.isfinite(array).all() and greatest > most:
+            return f"its constant {value.name} reaches {greatest:.3g}, {method} {most:.5g}"
+        if 0 < greatest < least:
+            return f"its constant {value.name} of {greatest:.3g} vanishes in {method}"
     return ""
 
 

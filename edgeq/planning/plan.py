@@ -14,7 +14,9 @@ from edgeq.types import QSpec
 from edgeq.weights import Setting
 
 INTEGER, FOLDED, BRIDGE, DYNAMIC, STORED = "integer", "folded", "bridge", "dynamic", "stored"
-HALF, PACKED, FLOAT = "half", "packed", "float"
+HALF, BFLOAT16, PACKED, FLOAT = "half", "bfloat16", "packed", "float"
+HALVES: dict[Method, str] = {"float16": HALF, "bfloat16": BFLOAT16}
+"""Method → the decision of nodes that it computes in half precision."""
 WEIGHT_INDEX = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "LSTM": 1, "GRU": 1, "RNN": 1, "Gather": 0}
 RECURRENT = ("LSTM", "GRU", "RNN")  # these have two weights, at 1 and 2
 # Nodes that compute shapes, move data or hold no arithmetic: their being float is expected and costs nothing.
@@ -27,8 +29,8 @@ class NodePlan:
     """decision: what the node becomes; reason: why it is no more than that.
 
     integer: an integer kernel. folded: part of its producer's output range. bridge: float between integers.
-    dynamic: integers with scales found at run time. stored: its weight alone is integer. half: float16. packed: a
-    float kernel on packed codes. float: none of these.
+    dynamic: integers with scales found at run time. stored: its weight alone is integer. half: float16. bfloat16:
+    that. packed: a float kernel on packed codes. float: none of these.
     """
 
     name: str

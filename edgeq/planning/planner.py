@@ -17,7 +17,7 @@ from edgeq.planning.plan import (
     DYNAMIC,
     FLOAT,
     FOLDED,
-    HALF,
+    HALVES,
     INTEGER,
     PACKED,
     STORED,
@@ -105,7 +105,7 @@ def one_by_one(model: ir.Model, context: Context) -> Plan:
             decision, why, stored = alone(node, rule, model, context)
             weights += stored
         nodes.append(NodePlan(node.name or "", node.op_type, decision, why))
-    if context.recipe.method == "float16":
+    if context.recipe.method in HALVES:
         nodes = keep_wide(model, nodes)
     return Plan(context.target.name, context.recipe.method, tuple(nodes), weights=tuple(weights))
 
@@ -114,13 +114,18 @@ def keep_wide(model: ir.Model, rows: list[NodePlan]) -> list[NodePlan]:
     """What lies between float32 operators and a linear layer or a half-precision value stays float32 too.
 
     Behind them, what reads nothing else: a mean of squares may be beyond float16 where its root is not. Before them,
-    what nothing else reads: it would be too late to round after it. Linear layers, whose time float16 is for, end both.
+    what nothing else reads: it would be too late to round after it. Linear layers, which this is all for, end both.
     """
     found = {row.name: row for row in rows}
 
     def widen(node: ir.Node, others: list[ir.Node], why: str) -> None:
         wide = [found[other.name or ""].decision == FLOAT for other in others]
-        if found[node.name or ""].decision == HALF and node.op_type not in WEIGHT_INDEX and wide and all(wide):
+        if (
+            found[node.name or ""].decision in HALVES.values()
+            and node.op_type not in WEIGHT_INDEX
+            and wide
+            and all(wide)
+        ):
             found[node.name or ""] = NodePlan(node.name or "", node.op_type, FLOAT, why)
 
     for node in model.graph:

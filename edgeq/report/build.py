@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from edgeq.graph import io
-from edgeq.planning.plan import BRIDGE, DYNAMIC, FLOAT, FOLDED, HALF, INTEGER, QUIET, STORED, Plan
+from edgeq.planning.plan import BRIDGE, DYNAMIC, FLOAT, FOLDED, HALVES, INTEGER, QUIET, STORED, Plan
 from edgeq.recipe import Recipe
 from edgeq.report.evidence import Evidence
 from edgeq.report.schema import FileInfo, FloatNode, Nodes, Report, Verification
@@ -41,7 +41,7 @@ def build(
         target=target.name,
         recipe=msgspec.to_builtins(recipe),
         versions=versions(),
-        nodes=Nodes(len(made.nodes), integer, listed, sum(n.decision == HALF for n in made.nodes)),
+        nodes=Nodes(len(made.nodes), integer, listed, sum(n.decision in HALVES.values() for n in made.nodes)),
         calibration=evidence.calibration,
         outputs=verification.outputs if verification else (),
         runtime=verification.runtime if verification else None,

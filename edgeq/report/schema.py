@@ -25,7 +25,7 @@ class FloatNode(msgspec.Struct, frozen=True):
 
 
 class Nodes(msgspec.Struct, frozen=True):
-    """integer counts nodes that run on codes, folded ones included; half those in float16."""
+    """integer counts nodes that run on codes, folded ones included; half those in float16 or bfloat16."""
 
     total: int
     integer: int

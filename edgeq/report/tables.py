@@ -50,7 +50,7 @@ def result_table(report: Report, folder: Path) -> list[Any]:
         rows.append((metric.name, f"{metric.reference:.4f} → {metric.quantized:.4f} (drop {metric.drop:+.4f})"))
     rows += [(f"SQNR of {o.name}", f"{db(o.sqnr_db)}, cosine {o.cosine:.5f}") for o in report.outputs[:4]]
     nodes = report.nodes
-    kind, count = ("float16 nodes", nodes.half) if nodes.half else ("integer nodes", nodes.integer)
+    kind, count = ("nodes in half precision", nodes.half) if nodes.half else ("integer nodes", nodes.integer)
     rows.append((kind, f"{count} of {nodes.total}; {len(nodes.float)} run in float, see report.json"))
     if report.runtime:
         rows.append(("verified on", f"{report.runtime.name} {report.runtime.version}"))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from msgspec.structs import replace
 
 from edgeq.planning.energy import DRAM, FLOAT16, FLOAT32, INT8
-from edgeq.planning.plan import INTEGER, PACKED
+from edgeq.planning.plan import HALVES, INTEGER, PACKED
 from edgeq.recipe import Bits, Override
 from edgeq.report.schema import Sensitivity
 from edgeq.search.knapsack import choose
@@ -37,7 +37,7 @@ class Form:
 
     @property
     def half(self) -> bool:
-        return self.rule is not None and self.rule.method == "float16"
+        return self.rule is not None and self.rule.method in HALVES
 
     @property
     def exact(self) -> bool:
@@ -74,8 +74,7 @@ def forms(target: Target) -> list[Form]:
         for bits in PACKABLE:
             rule = Override(ops=LAYERS, method="weight_only", weight="mse", bits=bits)
             found.append(Form(f"{bits}-bit weights", rule, PACKED))
-    if target.find("MatMul", "float16") is not None:
-        found.append(Form("float16", Override(method="float16")))
+    found += [Form(method, Override(method=method)) for method in HALVES if target.find("MatMul", method) is not None]
     return [*found, Form("float", Override(float=True))]
 
 

@@ -43,7 +43,7 @@ class Fit:
 
     epochs: int = 10
     lr: float = 1e-3
-    scale_lr: float = 1e-3
+    scale_lr: float = 3e-3
     weight_decay: float = 0.0
     patience: int = 0
     alpha: float = 0.5

@@ -105,7 +105,7 @@ def test_angles_and_what_makes_them_stay_float32(tmp_path):
     body = "k = Neg(x) p = Mul(k, far) s = Sin(p) a = Conv(s, w) y = Relu(a)"
     result, left, right, _, kinds = narrowed(tmp_path, body, {"w": CONV["w"], "far": np.float32(1000)})
     rows = {row.name: (row.decision, row.reason) for row in result.plan.nodes}
-    assert rows["Sin_2"] == ("float", "float16 is too coarse for its angles")
+    assert rows["Sin_2"] == ("float", "half precision is too coarse for its angles")
     assert rows["Mul_1"] == rows["Neg_0"] == ("float", "float32 operators alone read it")
     assert [rows[name][0] for name in ("Conv_3", "Relu_4")] == ["half", "half"]
     assert {kinds[name] for name in ("k", "p", "s")} == {FLOAT}

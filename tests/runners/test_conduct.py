@@ -23,7 +23,8 @@ from tests.runners.test_ssh import board  # noqa: F401 (a fixture)
 from tests.runners.test_web import folder, processes  # noqa: F401 (a fixture)
 
 RUNNERS = registry.names("edgeq.runners", "open_session")
-CHILDREN = [*(n for n in RUNNERS if n not in ("cpu", "cuda", "emulator")), "chromium"]
+HERE = ("cpu", "halves", "emulator")  # always, and in this process
+CHILDREN = [*(n for n in RUNNERS if n not in (*HERE, "cuda")), "chromium"]
 INSTALL = {"chromium": "apt install chromium", "ssh": "apt install openssh-server", "qnn": "edgeq doctor --install qnn"}
 
 # Each starts a child of its own, says so beside the job, and then hangs or dies.
@@ -146,7 +147,7 @@ def test_an_inference_in_this_process_is_stopped_too(tmp_path: Path) -> None:
         cpu.open_session(endless(tmp_path / "endless.onnx"), timeout=0.3).run({"x": np.ones(4, np.float32)})
 
 
-@pytest.mark.parametrize("name", [n for n in RUNNERS if n not in ("cpu", "emulator")])  # those are always here
+@pytest.mark.parametrize("name", [n for n in RUNNERS if n not in HERE])
 def test_a_missing_runtime_is_one_line_that_says_what_to_run(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
