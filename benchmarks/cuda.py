@@ -108,8 +108,7 @@ def rows(name: str, place: Place, folder: Path, rounds: int) -> list[Row]:
             continue
         row.megabytes = path.stat().st_size / 1e6
         try:
-            verified = verify_files(model, path, INT8, feeds, boards=[place])
-            row.sqnr_db = verified.matrix[1].outputs[0].sqnr_db
+            row.sqnr_db = verify_files(model, path, TARGET, feeds, strict=True, at_levels=False).outputs[0].sqnr_db
             row.gpu_nodes, row.cpu_nodes = placed(place, path, feeds[0])
         except EdgeqError as error:
             row.failed = str(error)

@@ -31,7 +31,7 @@ def worst_at_levels(
 
     fed: see `Fed`. Levels that can't be run are none, with the line that says why.
     """
-    runner = load("edgeq.runners", "cpu")
+    runner = load("edgeq.runners", "halves")  # the CPU's, for whatever there is to run
     size = sum(file.stat().st_size for file in io.files(quantized))
     few = list(data.take(LEVEL_SAMPLES if size < LARGE else 2))
     fed_float = fed(float_session)
