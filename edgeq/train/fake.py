@@ -55,22 +55,22 @@ class Rounded(torch.autograd.Function):
         codes = unbounded.maximum(low)  # clamp takes tensors too, but four times as long
         torch.minimum(codes, low + (spec.qmax - spec.qmin), out=codes)
         inside = unbounded.eq_(codes)  # 1 and 0 as float, which are multiplied with sooner than bool
-        slope = codes.addcmul(ratio, inside, value=-1) if ctx.needs_input_grad[1] else None
-        ctx.save_for_backward(inside, slope, scale, zero, step)
+        slope = torch.addcmul(codes, ratio, inside, value=-1, out=ratio) if ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(inside, slope, scale, zero, step, middle)
         ctx.spec, ctx.factor = spec, factor
-        return codes * wide
+        return codes.mul_(wide)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
-        inside, slope, scale, zero, step = ctx.saved_tensors
+        inside, slope, scale, zero, step, middle = ctx.saved_tensors
         passed, of_scale, of_zero = gradient * inside, None, None
         if slope is not None:
-            of_scale = _folded(gradient * slope, scale, ctx.spec).mul_(scale.sign()).mul_(step == scale.abs())
-            of_scale.mul_(ctx.factor)
+            within = scale.abs().eq_(step)
+            of_scale = _folded(gradient * slope, scale, ctx.spec).mul_(scale.sign()).mul_(within).mul_(ctx.factor)
         if ctx.needs_input_grad[2]:
-            within = zero.round().clamp_(ctx.spec.qmin, ctx.spec.qmax) == zero.round()
-            of_zero = _folded(passed - gradient, zero, ctx.spec).mul_(step).mul_(within).mul_(ctx.factor)
+            beyond = _folded(passed, zero, ctx.spec).sub_(_folded(gradient, zero, ctx.spec))
+            of_zero = beyond.mul_(step).mul_(zero.round().eq_(middle)).mul_(ctx.factor)
         return passed, of_scale, of_zero, None, None, None
 
 
