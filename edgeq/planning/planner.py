@@ -119,14 +119,10 @@ def keep_wide(model: ir.Model, rows: list[NodePlan]) -> list[NodePlan]:
     found = {row.name: row for row in rows}
 
     def widen(node: ir.Node, others: list[ir.Node], why: str) -> None:
+        row = found[node.name or ""]
         wide = [found[other.name or ""].decision == FLOAT for other in others]
-        if (
-            found[node.name or ""].decision in HALVES.values()
-            and node.op_type not in WEIGHT_INDEX
-            and wide
-            and all(wide)
-        ):
-            found[node.name or ""] = NodePlan(node.name or "", node.op_type, FLOAT, why)
+        if row.decision in HALVES.values() and node.op_type not in WEIGHT_INDEX and wide and all(wide):
+            found[row.name] = NodePlan(row.name, node.op_type, FLOAT, why)
 
     for node in model.graph:
         varying = [v for v in node.inputs if v is not None and v.dtype in FLOATS and not is_constant(v)]

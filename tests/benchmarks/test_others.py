@@ -21,7 +21,7 @@ ONCE_FAILED = {
     "test_strnorm_model_monday_casesensintive_nochangecase",
     "test_strnorm_model_nostopwords_nochangecase",
 }
-EVERY = {"node": 97, "simple": 8, "pytorch-converted": 9, "pytorch-operator": 9}
+EVERY = {"node": 197, "simple": 8, "pytorch-converted": 9, "pytorch-operator": 9}
 
 
 @pytest.mark.parametrize("source", EVERY)
