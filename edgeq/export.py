@@ -54,9 +54,15 @@ def export(
     shapes = _dynamic_shapes(torch, names, dynamic or {})
     try:
         with torch.no_grad():
-            expected = _flatten(torch, module(*args, **kwargs))
+            found = module(*args, **kwargs)
     except Exception as error:  # the module's own code may raise anything
         raise ModelError(f"{type(module).__name__} can't run on its example arguments: {one_line(error)}") from None
+    if any(tensor.dtype == torch.bfloat16 for tensor in _tensors(torch, (args, kwargs, found))):
+        raise ModelError(
+            f"{type(module).__name__} takes or gives bfloat16, which numpy has no arrays of: export module.float(), or "
+            "cast in its forward, x.bfloat16() and y.float()"
+        )
+    expected = [tensor.detach().cpu().numpy() for tensor in _tensors(torch, found)]
     if target.is_dir() or not target.parent.is_dir():
         raise EdgeqError(f"{target}: can't be written; give a file in a folder that is there")
     with tempfile.TemporaryDirectory(prefix="edgeq-") as folder:
@@ -180,15 +186,15 @@ def _cause(error: BaseException) -> str:
     return "; ".join(parts)[:400]
 
 
-def _flatten(torch: Any, outputs: Any) -> list[np.ndarray]:
-    flat, _ = torch.utils._pytree.tree_flatten(outputs)
-    return [value.detach().cpu().numpy() for value in flat if isinstance(value, torch.Tensor)]
+def _tensors(torch: Any, nested: Any) -> list[Any]:
+    flat, _ = torch.utils._pytree.tree_flatten(nested)
+    return [value for value in flat if isinstance(value, torch.Tensor)]
 
 
 def _compare(
     torch: Any, file: Path, names: list[str], example: Sequence[Any], expected: list[np.ndarray], tolerance: float
 ) -> float:
-    session = load("edgeq.runners", "cpu").open_session(file)
+    session = load("edgeq.runners", "halves").open_session(file)
     feeds = {n: v.detach().cpu().numpy() for n, v in zip(names, example, strict=True) if isinstance(v, torch.Tensor)}
     try:
         got = session.run({n: feeds[n] for n in session.inputs if n in feeds})

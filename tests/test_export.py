@@ -53,6 +53,23 @@ def test_an_operator_without_onnx_form_is_one_line(tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+class Brain(torch.nn.Module):
+    """A linear layer in bfloat16, between floats or not."""
+
+    def __init__(self, ends):
+        super().__init__()
+        self.inner, self.ends = torch.nn.Linear(8, 4).bfloat16(), ends
+
+    def forward(self, x):
+        return self.inner(x.bfloat16()).float() if self.ends else self.inner(x)
+
+
+def test_bfloat16_is_exported_between_floats(tmp_path):
+    assert export(Brain(True), (torch.randn(2, 8),), tmp_path / "m.onnx") < 1e-2  # one rounding of 8 bits
+    with pytest.raises(ModelError, match=r"^Brain takes or gives bfloat16.*x\.bfloat16\(\) and y\.float\(\)"):
+        export(Brain(False), (torch.randn(2, 8).bfloat16(),), tmp_path / "n.onnx")
+
+
 def test_what_is_asked_wrongly_is_named(tmp_path):
     with pytest.raises(RecipeError, match="no input 'picture' to make dynamic: the module has image"):
         export(Small(), [torch.randn(1, 1, 8, 8)], tmp_path / "m.onnx", dynamic={"picture": [0]})

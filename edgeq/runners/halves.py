@@ -1,6 +1,6 @@
-"""onnxruntime's CPU provider, which has no kernel of bfloat16: what is to be that is rounded behind each operator.
+"""onnxruntime's CPU provider, which has few kernels of bfloat16: what is to be that is rounded behind each operator.
 
-For targets whose own runtime has such kernels and isn't here; everything else runs as on `edgeq.runners.cpu`.
+For float models that came in it, and artifacts whose own runtime isn't here; all others run as on `edgeq.runners.cpu`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from edgeq.errors import ModelError
 from edgeq.graph.io import load, save
 from edgeq.graph.rounded import rounded
 from edgeq.runners import cpu
@@ -21,10 +22,13 @@ missing, version = cpu.missing, cpu.version
 
 
 def open_session(model: Path, **given: Any) -> cpu.CpuSession:
-    """Options, and what is raised, as of `edgeq.runners.cpu`."""
-    made = load(Path(model))
-    if not rounded(made):
+    """Options, and what is raised, as of `edgeq.runners.cpu`: optimization, threads, timeout and its own."""
+    try:
         return cpu.open_session(model, **given)
+    except ModelError:
+        made = load(Path(model))
+        if not rounded(made):
+            raise
     work = tempfile.TemporaryDirectory(prefix="edgeq-")
     path = Path(work.name) / Path(model).name
     save(made, path)

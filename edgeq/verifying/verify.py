@@ -136,7 +136,7 @@ def _saturated_here(quantized: Path, places: Sequence[Place]) -> Iterator[str]:
 def _open_reference(reference: Path, recorded: Path | None, threads: int, streams: int) -> Session:
     if recorded is not None:
         return Recorded(reference, recorded, threads, streams)
-    session: Session = load("edgeq.runners", "cpu").open_session(reference, threads=threads, streams=streams)
+    session: Session = load("edgeq.runners", "halves").open_session(reference, threads=threads, streams=streams)
     return session
 
 
@@ -170,7 +170,7 @@ def _layers(
     reference: Path, quantized: Path, layers: Sequence[tuple[str, str, str]], data: Dataset, threads: int, fed: Fed
 ) -> tuple[LayerDrift, ...]:
     """SQNR of intermediate values that both models have, in graph order."""
-    runner = load("edgeq.runners", "cpu")
+    runner = load("edgeq.runners", "halves")
     names = [value for _, _, value in layers]
     left, right = (fed(runner.open_session(model, threads=threads)) for model in (reference, quantized))
     drifts = {name: Drift(axes=()) for name in names}

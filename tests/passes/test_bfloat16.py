@@ -66,6 +66,21 @@ def test_the_cpu_has_no_kernels_and_says_so(tmp_path):
     assert rounded(io.load(result.artifact))
 
 
+def test_a_model_that_came_in_bfloat16_is_a_reference_too(tmp_path):
+    """As torch exports one: its own answer is of rounded values, that of integers is held against it."""
+    body = "b = Cast<to=16>(x) m = MatMul(b, w) r = Relu(m) y = Cast<to=1>(r)"
+    weight = draw(64, 32)
+    path = save(tmp_path, text(body, "float[N,64] x", "float[N,32] y"), {"w": weight.astype(ml_dtypes.bfloat16)})
+    feeds = [{"x": draw(4, 64, seed=seed)} for seed in range(8)]
+    found = halves.open_session(path).run(feeds[0])["y"]
+    x, w = (a.astype(ml_dtypes.bfloat16).astype("f") for a in (feeds[0]["x"], weight))
+    np.testing.assert_allclose(found, np.maximum(x @ w, 0), rtol=2**-8)
+    np.testing.assert_array_equal(found, found.astype(ml_dtypes.bfloat16).astype("f"))
+    result = edgeq.quantize(path, "x86_64", feeds, tmp_path / "out")
+    assert result.report.nodes.integer == 2
+    assert 30 < result.report.outputs[0].sqnr_db < 60
+
+
 def test_float_models_run_as_they_are(tmp_path):
     path = save(tmp_path, text("y = Conv(x, w)"), {"w": CONV["w"]})
     feed = samples(1, 4, 8, 8, count=1)[0]
