@@ -14,6 +14,7 @@ import onnx_ir as ir
 from edgeq.errors import RecipeError
 from edgeq.graph.edit import is_constant, rank
 from edgeq.graph.float16 import half_slots
+from edgeq.numerics import floats
 from edgeq.planning.plan import RECURRENT, WEIGHT_INDEX, WeightPlan, weight_axis
 from edgeq.recipe import Recipe
 from edgeq.target import Method, Rule, Target, TypeRow
@@ -25,8 +26,8 @@ STORES = {  # role → what becomes of a node that computes in float on what is 
     "table": "rows are looked up as codes and scaled",
     "store": "float, on weights stored as integers (dequantized in each run; once with session.disable_quant_qdq=1)",
 }
-HALF_RANGES = {"float16": (2.0**-24, 65504.0), "bfloat16": (2.0**-126, 255 * 2.0**120)}
-"""The least and the greatest number of either; a GPU may take what is less, subnormal, for 0 in bfloat16."""
+HALF_LEAST = {"float16": 2.0**-24, "bfloat16": 2.0**-126}
+"""The least number of either; a GPU may take what is less, subnormal, for 0 in bfloat16."""
 SMALL_TABLE = 4096  # elements; below it the codes save less than the extra nodes cost
 
 
@@ -177,7 +178,7 @@ def half_problem(node: ir.Node, model: ir.Model, method: Method) -> str:
     """Why a node can't be computed in float16, or bfloat16, or nothing."""
     if node.graph is not model.graph:
         return "in the body of a branch or loop"
-    least, most = HALF_RANGES[method]
+    least, most = HALF_LEAST[method], floats.greatest(method)
     inputs, outputs = half_slots(node, model.opset_imports[""], ir.DataType[method.upper()])
     if not outputs:
         return f"ONNX has no {method} form of it for float32 values"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from edgeq.errors import RecipeError
 from edgeq.numerics.affine import params_shape, quantize, storage_dtype
 from edgeq.numerics.codebook import kmeans, nearest
-from edgeq.train.fake import aligned, round_through, scaled_gradient
+from edgeq.train.fake import TINY, aligned, round_through, scaled_gradient
 from edgeq.types import PerChannel, QParams, QSpec, QTensor
 from edgeq.weights.ternary import of_signs
 
@@ -42,7 +42,7 @@ class Signs(nn.Module):
         self.scale = nn.Parameter(torch.from_numpy(of_signs(weight, spec, None, threshold).params.scale.copy()))
 
     def step(self) -> Tensor:
-        stepped: Tensor = self.scale.abs().clamp(min=1e-8)
+        stepped: Tensor = self.scale.abs().clamp(min=TINY)
         return stepped
 
     def rescale(self, gain: Tensor) -> None:
@@ -135,7 +135,7 @@ class Shared(nn.Module):
         self.register_buffer("index", torch.from_numpy(nearest(weight, levels).astype(np.int64)))
 
     def step(self) -> Tensor:
-        peak = self.centroids.detach().abs().max().clamp(min=1e-8)
+        peak = self.centroids.detach().abs().max().clamp(min=TINY)
         return (peak / self.spec.qmax).expand(self.shape)
 
     def params(self) -> QParams:

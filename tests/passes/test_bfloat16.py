@@ -13,6 +13,7 @@ from edgeq.graph import io
 from edgeq.graph.rounded import rounded
 from edgeq.numerics.metrics import sqnr_db
 from edgeq.runners import cpu, halves
+from edgeq.runners.recorded import Recorded
 from tests.graph.written import CONV, draw, samples, save, text
 
 BFLOAT16 = onnx.TensorProto.BFLOAT16
@@ -79,6 +80,7 @@ def test_a_model_that_came_in_bfloat16_is_a_reference_too(tmp_path):
     result = edgeq.quantize(path, "x86_64", feeds, tmp_path / "out")
     assert result.report.nodes.integer == 2
     assert 30 < result.report.outputs[0].sqnr_db < 60
+    np.testing.assert_array_equal(Recorded(path, tmp_path / "answers", 1).run(feeds[0])["y"], found)  # as tune asks it
 
 
 def test_float_models_run_as_they_are(tmp_path):
