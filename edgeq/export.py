@@ -23,7 +23,7 @@ from edgeq.data import load_object
 from edgeq.errors import EdgeqError, ModelError, RecipeError, ToolError
 from edgeq.export_quantized import is_packed, rounds, with_codes, wrapped
 from edgeq.graph.io import one_line
-from edgeq.registry import load
+from edgeq.runners.places import open_here
 
 TOLERANCE = 1e-3  # of the largest output: torch and onnxruntime order their sums differently
 CODES_APART = 0.05  # with codes, a sum near the edge between two may fall to either; products of them are of less bits
@@ -194,7 +194,7 @@ def _tensors(torch: Any, nested: Any) -> list[Any]:
 def _compare(
     torch: Any, file: Path, names: list[str], example: Sequence[Any], expected: list[np.ndarray], tolerance: float
 ) -> float:
-    session = load("edgeq.runners", "halves").open_session(file)
+    session = open_here(file)
     feeds = {n: v.detach().cpu().numpy() for n, v in zip(names, example, strict=True) if isinstance(v, torch.Tensor)}
     try:
         got = session.run({n: feeds[n] for n in session.inputs if n in feeds})

@@ -1,5 +1,6 @@
 """What tests of the command line share."""
 
+import importlib
 import signal
 import sys
 import tempfile
@@ -33,6 +34,9 @@ class Exact(onnxruntime.InferenceSession):
 
 if SATURATES:
     onnxruntime.InferenceSession = Exact
+with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(cpu, "saturates", bool)
+    importlib.import_module("edgeq.runners.avx2")  # which asks that once, and emulates on machines with VNNI
 
 
 @pytest.fixture(autouse=True)

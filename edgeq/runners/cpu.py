@@ -74,8 +74,8 @@ def processor() -> str:
 def saturates() -> bool:
     """Whether this machine's kernels add u8·s8 products in saturating 16 bits, as those of x86-64 without VNNI do.
 
-    Sessions keep clear of them (`edgeq.graph.unsigned`), at the price of time: values are to be those of a target.
-    Asked of the runtime: 255 · 127 + 255 · 127 is 64770, and 32767 there.
+    Sessions keep clear of them (`edgeq.graph.unsigned`) unless told not to, at the price of time: most targets' kernels
+    add exactly. Asked of the runtime: 255 · 127 + 255 · 127 is 64770, and 32767 there.
     """
     codes = [ir.Value(name=name, type=ir.TensorType(kind), shape=ir.Shape(shape)) for name, kind, shape in PAIR]
     node = ir.node("MatMulInteger", codes)
@@ -104,13 +104,13 @@ def exact(model: Path, folder: Path) -> Path:
 def open_session(model: Path, **given: Any) -> CpuSession:
     """Options: optimization, threads, timeout, config (session config entries),
     keep: whether memory that an inference needed is kept for the next one, which is faster, in_order: whether nodes run
-    in the order of the file, and streams: how many samples `run_many` has under way; latencies are of the first few,
-    which run alone.
+    in the order of the file, exact: whether sums are kept from saturating where this machine's would, and streams: how
+    many samples `run_many` has under way; latencies are of the first few, which run alone.
 
     This runs in-process, and onnxruntime sees that its time is over when a node ends.
     Raises ModelError when onnxruntime refuses the model, RecipeError for an unknown option.
     """
-    own = {"config": {}, "save_optimized": "", "keep": True, "in_order": False, "streams": 1}
+    own = {"config": {}, "save_optimized": "", "keep": True, "in_order": False, "exact": True, "streams": 1}
     return CpuSession(Path(model), options("cpu", given, {**COMMON, **own}))
 
 
@@ -211,7 +211,7 @@ class CpuSession:
         if self._chosen["in_order"]:
             chosen.execution_order = ort.ExecutionOrder.PRIORITY_BASED  # all have the same priority
         try:
-            shown = exact(model, Path(self._work.name)) if saturates() else model
+            shown = exact(model, Path(self._work.name)) if self._chosen["exact"] and saturates() else model
             return ort.InferenceSession(str(shown), chosen, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has no common base for its errors
             raise ModelError(f"{model}: onnxruntime can't load it ({one_line(error)})") from None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
 
@@ -14,6 +14,9 @@ from edgeq.errors import RecipeError, ToolError
 from edgeq.registry import load
 from edgeq.runners.session import Feeds, Session
 from edgeq.target import Target
+
+if TYPE_CHECKING:
+    from edgeq.runners.cpu import CpuSession  # which imports onnxruntime
 
 
 @dataclass(frozen=True)
@@ -54,13 +57,28 @@ def of_target(target: Target, strict: bool = False) -> Place:
         runner = load("edgeq.runners", target.runner, "open_session")
         line = runner.missing()
         if line is None:
-            return Place(target.name, runner, dict(target.runner_options), target=target)
+            return Place(target.name, runner, _options(target, runner), target=target)
         why = line
     if strict or not target.stand_in:
         raise ToolError(f"target {target.name} can't be verified here: {why}")
     stand_in = load("edgeq.runners", target.stand_in, "open_session")
     note = f"verified on {stand_in.TITLE} instead of {target.title}: {why}"
     return Place(target.name, stand_in, {}, note, target)
+
+
+def _options(target: Target, runner: ModuleType) -> dict[str, Any]:
+    """What its runner is opened with: sums are not kept from saturating where the target's do."""
+    keeps_exact = hasattr(runner, "saturates")
+    return ({"exact": False} if target.saturates and keeps_exact else {}) | dict(target.runner_options)
+
+
+def open_here(model: Path, **given: Any) -> CpuSession:
+    """On this machine's CPU, which runs whatever comes: a float model in any type, an artifact of another target.
+
+    given: options of `edgeq.runners.cpu.open_session`, and what it raises.
+    """
+    session: CpuSession = load("edgeq.runners", "halves", "open_session").open_session(model, **given)
+    return session
 
 
 def board(host: str, python: str = "python3") -> Place:

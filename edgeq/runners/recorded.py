@@ -15,7 +15,8 @@ from edgeq.data.arrays import read_npz
 from edgeq.errors import CalibrationError
 from edgeq.files import replacing
 from edgeq.graph import io
-from edgeq.runners import cpu, halves
+from edgeq.runners import cpu
+from edgeq.runners.places import open_here
 from edgeq.runners.session import Feeds, Outputs, Session, in_streams
 
 
@@ -37,7 +38,7 @@ class Recorded:
     def session(self) -> Session:
         with self._opening:
             if self._opened is None:
-                self._opened = halves.open_session(self.model, threads=self.threads)
+                self._opened = open_here(self.model, threads=self.threads)
             return self._opened
 
     @property

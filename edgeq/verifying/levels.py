@@ -11,7 +11,7 @@ from edgeq.data import Dataset
 from edgeq.errors import EdgeqError
 from edgeq.graph import io
 from edgeq.numerics.metrics import Drift
-from edgeq.registry import load
+from edgeq.runners.places import open_here
 from edgeq.runners.session import Session
 from edgeq.target import Target
 from edgeq.verifying.matrix import finite_db
@@ -31,7 +31,6 @@ def worst_at_levels(
 
     fed: see `Fed`. Levels that can't be run are none, with the line that says why.
     """
-    runner = load("edgeq.runners", "halves")  # the CPU's, for whatever there is to run
     size = sum(file.stat().st_size for file in io.files(quantized))
     few = list(data.take(LEVEL_SAMPLES if size < LARGE else 2))
     fed_float = fed(float_session)
@@ -40,7 +39,7 @@ def worst_at_levels(
     for level in ("disabled", "basic", "all"):
         try:
             # Without optimization all weights are dequantized at run time: that memory must not be kept.
-            opened = runner.open_session(
+            opened = open_here(
                 quantized, optimization=level, threads=threads, config=dict(target.session_config), keep=False
             )
         except EdgeqError as error:

@@ -17,11 +17,10 @@ from edgeq.errors import CalibrationError, RecipeError
 from edgeq.graph import io
 from edgeq.numerics.metrics import Drift
 from edgeq.planning import saturation
-from edgeq.registry import load
 from edgeq.report.schema import LayerDrift, Metric, OutputDrift, Verification
 from edgeq.runners import fusion
 from edgeq.runners.feedback import Pairs, with_state
-from edgeq.runners.places import Place, of_target
+from edgeq.runners.places import Place, of_target, open_here
 from edgeq.runners.recorded import Recorded
 from edgeq.runners.session import Session
 from edgeq.target import Target
@@ -136,8 +135,7 @@ def _saturated_here(quantized: Path, places: Sequence[Place]) -> Iterator[str]:
 def _open_reference(reference: Path, recorded: Path | None, threads: int, streams: int) -> Session:
     if recorded is not None:
         return Recorded(reference, recorded, threads, streams)
-    session: Session = load("edgeq.runners", "halves").open_session(reference, threads=threads, streams=streams)
-    return session
+    return open_here(reference, threads=threads, streams=streams)
 
 
 def _compare(
@@ -170,9 +168,8 @@ def _layers(
     reference: Path, quantized: Path, layers: Sequence[tuple[str, str, str]], data: Dataset, threads: int, fed: Fed
 ) -> tuple[LayerDrift, ...]:
     """SQNR of intermediate values that both models have, in graph order."""
-    runner = load("edgeq.runners", "halves")
     names = [value for _, _, value in layers]
-    left, right = (fed(runner.open_session(model, threads=threads)) for model in (reference, quantized))
+    left, right = (fed(open_here(model, threads=threads)) for model in (reference, quantized))
     drifts = {name: Drift(axes=()) for name in names}
     for feeds in data.take(LEVEL_SAMPLES):
         a, b = left.run(feeds, names), right.run(feeds, names)
