@@ -5,14 +5,17 @@ bits is a fraction of one of two; offsets, which are codes, at `scale_lr`, and a
 is (1 - a) · loss(y, labels) + a · T² · KL(softmax(teacher / T) ‖ softmax(y / T)) (Hinton et al., 2015), and `loss` may
 be None. Features f, values inside both graphs (FitNets, Romero et al., 2015), add b · the mean of |f - teacher|² /
 |teacher|².
+
+In the end the means and variances of normalizations are measured anew, on the weights that are left.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from edgeq.files import replacing
 from edgeq.train.coded import Shared, Signs, TwoScales
 from edgeq.train.fake import TINY, FakeQuantize
 from edgeq.train.graph import TorchGraph
+from edgeq.train.norm import reestimate
 from edgeq.train.qat import Batch, call
 from edgeq.types import Progress, silent
 
@@ -38,7 +42,8 @@ Loss = Callable[[Any, Tensor], Tensor]
 class Fit:
     """epochs: passes over the batches. patience: epochs without a better score before it ends; 0 for never.
 
-    alpha, temperature: of distillation from logits; beta: of that from features.
+    alpha, temperature: of distillation from logits; beta: of that from features. measured: batches at most that
+    normalizations are measured on in the end; 0 leaves them their running averages.
     """
 
     epochs: int = 10
@@ -49,6 +54,7 @@ class Fit:
     alpha: float = 0.5
     temperature: float = 2.0
     beta: float = 1.0
+    measured: int = 32
     seed: int = 0
 
 
@@ -119,8 +125,14 @@ def fit(
     for graph in (module, teacher) if features else ():
         graph.kept = {}  # type: ignore[union-attr]
     module.load_state_dict(kept)
+    reestimate(module, _calls(module, batches, settings.measured))
     module.eval()
     return done
+
+
+def _calls(module: nn.Module, batches: Callable[[], Iterable[tuple[Batch, Tensor]]], most: int) -> Iterator[Any]:
+    for inputs, _ in islice(batches() if most else (), most):
+        yield call(module, inputs)
 
 
 def _groups(module: nn.Module, settings: Fit) -> list[dict[str, Any]]:

@@ -8,16 +8,21 @@ A convolution is trained as
 layer's outputs. What rounding moves and spreads is so taken back at each step. `freeze` folds it: weights, and the
 scales of their codes, are multiplied by γ / σ, which leaves the codes what they are (Jacob et al., 2018, section 3.2,
 folds before the weights are rounded, and needs a second convolution for it).
+
+Running averages lag behind weights that still jump between two codes: `reestimate` measures them anew when all is
+trained (Nagel et al., "Overcoming Oscillations in Quantization-Aware Training", 2022, section 2.3.1).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from edgeq.train.graph import TorchGraph
 from edgeq.train.ops import conv
@@ -36,6 +41,7 @@ class Normed(nn.Module):
         self.gamma = nn.Parameter((variance + EPSILON).sqrt())
         self.register_buffer("mean", mean.clone())
         self.register_buffer("variance", variance.clone())
+        self.momentum = MOMENTUM
 
     def gain(self) -> Tensor:
         """What each channel of weights is multiplied by."""
@@ -44,7 +50,14 @@ class Normed(nn.Module):
 
     def forward(self, node: ir.Node, x: Tensor, weight: Tensor, beta: Tensor) -> Tensor:
         return functional.batch_norm(
-            conv(node, x, weight), self.mean, self.variance, self.gamma.abs(), beta, self.training, MOMENTUM, EPSILON
+            conv(node, x, weight),
+            self.mean,
+            self.variance,
+            self.gamma.abs(),
+            beta,
+            self.training,
+            self.momentum,
+            EPSILON,
         )
 
 
@@ -86,6 +99,29 @@ def normalize(graph: TorchGraph, nodes: list[ir.Node], calls: Iterable[object]) 
     graph.add_module("norms", nn.ModuleDict({f"n{index}": norm for index, norm in enumerate(made.values())}))
     graph.train(graph.training)
     return made
+
+
+def reestimate(module: nn.Module, calls: Iterable[object]) -> None:
+    """Replace running averages, torch's BatchNorm's too, by the plain mean over `calls` of the module, one by one.
+
+    calls: made only if there are any averages.
+    """
+    norms: list[Any] = [m for m in module.modules() if isinstance(m, Normed | _BatchNorm)]
+    if not norms:
+        return
+    training, before = module.training, [norm.momentum for norm in norms]
+    module.train()
+    with torch.no_grad():
+        left, seen = iter(calls), 0
+        while True:
+            seen += 1
+            for norm in norms:
+                norm.momentum = 1 / seen
+            if next(left, None) is None:
+                break
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = momentum
+    module.train(training)
 
 
 def freeze(graph: TorchGraph) -> None:

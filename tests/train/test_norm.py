@@ -15,10 +15,11 @@ require("torch", "pip install edgeq[torch]")
 
 import torch  # noqa: E402
 from torch import nn  # noqa: E402
+from torch.nn import functional  # noqa: E402
 
 from edgeq.train.fit import Fit, fit  # noqa: E402
 from edgeq.train.graph import TorchGraph  # noqa: E402
-from edgeq.train.norm import Normed, freeze, normable, normalize  # noqa: E402
+from edgeq.train.norm import Normed, freeze, normable, normalize, reestimate  # noqa: E402
 from edgeq.train.prune import sparsify  # noqa: E402
 from edgeq.train.qat import prepare_qat, with_bits  # noqa: E402
 
@@ -62,6 +63,47 @@ def test_a_batch_is_normalized_as_torchs_batchnorm_does(graph, calibration):
         torch.testing.assert_close(norm.train()(node, x, weight, bias), theirs(x))
         torch.testing.assert_close(norm.mean, theirs[1].running_mean)
         torch.testing.assert_close(norm.variance, theirs[1].running_var)
+
+
+def stacked():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4))
+
+
+def test_it_is_measured_anew_as_torch_does(calibration):
+    """Against torch.optim.swa_utils.update_bn, on batches that are not alike."""
+    batches = [(index + 1) * x for index, (x, _) in enumerate(calibration)]
+    ours, theirs = stacked().eval(), stacked()
+    reestimate(ours, (ours(batch) for batch in batches))
+    torch.optim.swa_utils.update_bn(batches, theirs)
+    for name in ("running_mean", "running_var"):
+        for index in (1, 4):
+            torch.testing.assert_close(getattr(ours[index], name), getattr(theirs[index], name))
+    assert not ours.training
+    assert ours[1].momentum == 0.1
+    assert not torch.allclose(ours[1].running_var, torch.ones(8), atol=0.1)
+
+
+def test_training_ends_with_averages_of_its_last_weights(calibration):
+    """A layer alone: the mean of each channel over all pictures is what numpy says of its outputs."""
+    first = [x for x, _ in calibration]
+    qat = prepare_qat(SAMPLES / "digits.onnx", Recipe(target="generic"), batches=first)
+    node, norm = next((n, m) for n in qat.model.graph if isinstance(m := qat.instead.get(n.name), Normed))
+    started = norm.mean.clone()
+
+    def end(measured):
+        fit(qat, lambda: calibration, lambda _: 0.0, Fit(epochs=1, lr=1e-2, measured=measured))
+        weight = qat.constant(node.inputs[1].name)
+        read = node.inputs[0].name
+        with torch.no_grad():
+            x = torch.cat([qat.quantizer(read)(batch) for batch in first])
+            made = functional.conv2d(x, qat.quantizer(node.inputs[1].name)(weight), padding=1)
+        return made.mean((0, 2, 3))
+
+    assert (end(0) - norm.mean).abs().max() > 1e-4
+    wanted = end(32)
+    torch.testing.assert_close(norm.mean, wanted, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(norm.mean, started)
 
 
 @pytest.mark.parametrize(("weight", "two_scales", "sparse"), [
