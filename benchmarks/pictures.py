@@ -100,7 +100,7 @@ def score(path: Path, device: str = "cpu") -> Callable[[Any], float]:
     pictures, labels = (part[-VALIDATION[path.stem] :].to(device) for part in read(path)[:2])
 
     def of(module: Any) -> float:
-        logits = module(pictures)
+        logits = torch.cat([module(part) for part in pictures.split(256)])  # which the processor's cache holds
         right = (logits.argmax(1) == labels).float().mean()
         return float(right - 1e-3 * torch.nn.functional.cross_entropy(logits, labels))
 

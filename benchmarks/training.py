@@ -225,9 +225,12 @@ def accuracy(path: Path, held: Path) -> float:
     shown, labels = pictures.read(held)[2:]
     # onnxruntime 1.32 would make a QLinearConv of 2-bit codes, which has no kernel, and refuse the file
     running = cpu.open_session(path, config={"session.disable_quant_qdq": "1"} if "A2" in path.stem else {})
-    (logits,) = running.run({name: shown.numpy() for name in running.inputs}).values()
+    (name,), right = running.inputs, 0
+    for part, wanted in zip(shown.split(500), labels.split(500), strict=True):
+        (logits,) = running.run({name: part.numpy()}).values()
+        right += int((logits.argmax(1) == wanted.numpy()).sum())
     running.close()
-    return float((logits.argmax(1) == labels.numpy()).mean())
+    return right / len(labels)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -264,10 +267,11 @@ def main(argv: list[str] | None = None) -> int:
             sources: dict[str, Path] = {}
 
             def jobs() -> Iterator[tuple[Row, Path, Path, int, str]]:
-                for task in chosen:  # a network's rows as soon as it is there, the longest first
+                for task in chosen:  # a network's rows as soon as it is there, the longest first, and the shortest last
                     sources[task] = floating[task].get()
                     epochs = round(PASSES[task.partition("-")[0]][1] * args.longer)
-                    for row in sorted((row for row in seeded if row.task == task), key=lambda row: -row.share):
+                    own = (row for row in seeded if row.task == task)
+                    for row in sorted(own, key=lambda row: (row.kind == "PTQ", -row.share)):
                         yield row, sources[task], folder, epochs, args.device
 
             for m in pool.imap_unordered(trained, jobs()):

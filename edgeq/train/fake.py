@@ -49,11 +49,16 @@ class Rounded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, spec: QSpec, most: float, factor: float) -> Tensor:
         step, middle = scale.abs().clamp_(TINY, most), zero.round().clamp_(spec.qmin, spec.qmax)
-        wide, low = aligned(step, x, spec), aligned(spec.qmin - middle, x, spec)
+        wide = aligned(step, x, spec)
         ratio = x / wide
         unbounded = ratio.round()
-        codes = unbounded.maximum(low)  # clamp takes tensors too, but four times as long
-        torch.minimum(codes, low + (spec.qmax - spec.qmin), out=codes)
+        if middle.numel() == 1 and not middle.is_cuda:  # a device would be waited for
+            least = spec.qmin - float(middle)
+            codes = unbounded.clamp(least, least + spec.qmax - spec.qmin)
+        else:
+            low = aligned(spec.qmin - middle, x, spec)
+            codes = unbounded.maximum(low)  # clamp takes tensors too, but four times as long
+            torch.minimum(codes, low + (spec.qmax - spec.qmin), out=codes)
         inside = unbounded.eq_(codes)  # 1 and 0 as float, which are multiplied with sooner than bool
         slope = torch.addcmul(codes, ratio, inside, value=-1, out=ratio) if ctx.needs_input_grad[1] else None
         ctx.save_for_backward(inside, slope, scale, zero, step, middle)

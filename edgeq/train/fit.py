@@ -54,7 +54,7 @@ class Fit:
     alpha: float = 0.5
     temperature: float = 2.0
     beta: float = 1.0
-    measured: int = 32
+    measured: int = 16
     seed: int = 0
 
 
