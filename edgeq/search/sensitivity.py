@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from edgeq.graph import io
 from edgeq.passes.switched import INPUT, switched
 from edgeq.planning.coverage import macs
 from edgeq.planning.plan import Plan
+from edgeq.processors import processors
 from edgeq.registry import load
 from edgeq.report.schema import Sensitivity
 from edgeq.types import PerBlock, Progress, QTensor, Solution, silent
@@ -41,7 +41,7 @@ def sensitivity(
     before_softmax(made)
     path = work / ".switched.onnx"
     io.save(made, path)
-    session = load("edgeq.runners", "cpu").open_session(path, optimization="basic", threads=os.cpu_count() or 1)
+    session = load("edgeq.runners", "cpu").open_session(path, optimization="basic", threads=processors())
     samples = list(islice(data.take(SAMPLES).unpadded(), SAMPLES))
     errors, places = np.zeros((len(samples), len(names))), np.arange(len(names))
     for index, feeds in enumerate(samples):

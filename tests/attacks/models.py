@@ -9,6 +9,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tests.command import matmul
 
 FLOAT = TensorProto.FLOAT
+DEEP = 100_000
 TERABYTES = [1 << 20, 1 << 20]  # of float32: 4 TiB
 
 

@@ -61,3 +61,19 @@ def test_a_code_that_was_not_trained_is_counted(tmp_path):
         weight = qat.constant(qat.plan.weights[0].value)
         weight.view(-1)[0] += 3 * float(qat.quantizer(qat.plan.weights[0].value).step().max())
     assert differing(qat, path) == 1
+
+
+def test_a_teacher_is_asked_once_about_a_batch():
+    require("torch", "pip install edgeq[torch]")
+    import torch
+
+    from benchmarks.networks import remembering
+
+    asked = []
+    one, other = (remembering(lambda x: asked.append(x) or x.sum(1), Path(name)) for name in ("one", "other"))
+    batch = torch.arange(6.0).reshape(2, 3)
+    for teacher in (one, one, other):
+        torch.testing.assert_close(teacher(batch.clone()), torch.tensor([3.0, 12.0]))
+    assert len(asked) == 2
+    torch.testing.assert_close(one(batch + 1), torch.tensor([6.0, 15.0]))
+    assert len(asked) == 3

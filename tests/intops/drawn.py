@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from edgeq.intops.quant import Quant
 
+SEEDS = st.integers(0, 2**32)
+
 
 def quants(dtype: str = "int8", low: float = 2.0**-10, high: float = 2.0**2) -> st.SearchStrategy[Quant]:
     """Quantizations with any zero point, both ends often, and log-uniform scales."""

@@ -12,14 +12,13 @@ from edgeq.intops.conv import ConvParams, conv_2d, depthwise_conv_2d, transpose_
 from edgeq.intops.quant import Quant
 from edgeq.intops.windows import same_pads
 from edgeq.numerics.fixedpoint import multiplier, requantize
-from tests.intops.drawn import codes, quants
+from tests.intops.drawn import SEEDS, codes, quants
 from tests.intops.litert import activation, constant, run_op, same
 
 ACTIVATIONS = st.sampled_from(["NONE", "RELU", "RELU6", "RELU_N1_TO_1"])
 SIZES = st.tuples(st.integers(1, 9), st.integers(1, 9))
 KERNELS = st.tuples(st.integers(1, 4), st.integers(1, 4))
 PAIRS = st.tuples(st.integers(1, 3), st.integers(1, 3))
-SEEDS = st.integers(0, 2**32)
 
 
 def spread(rng: np.random.Generator, channels: int, x: Quant, out: Quant, terms: int) -> np.ndarray:

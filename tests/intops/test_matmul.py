@@ -12,10 +12,9 @@ from edgeq.intops.fully_connected import FullyConnectedParams, add_bias, fully_c
 from edgeq.intops.matmul import MatMulParams, batch_matmul, exact_matmul, exact_type, largest, product_bound
 from edgeq.intops.quant import Quant, check_int32
 from edgeq.numerics.fixedpoint import multiplier, requantize
-from tests.intops.drawn import codes, quants
+from tests.intops.drawn import SEEDS, codes, quants
 from tests.intops.litert import activation, constant, run_op, same
 
-SEEDS = st.integers(0, 2**32)
 ACTIVATIONS = st.sampled_from(["NONE", "RELU", "RELU6", "RELU_N1_TO_1"])
 
 
