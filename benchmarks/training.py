@@ -5,9 +5,9 @@ pictures`; `--task` has the other pairs): as each is rounded after training (PTQ
 widths, straight-through (STE), with learned steps (LSQ), and with the float model as teacher (+KD). Below 8 bits the
 first and the last layer have 8. Each artifact is run in onnxruntime over pictures that neither training nor the choice
 of an epoch saw, and its codes are held against those that were trained; all rows have the same passes over the same
-pictures, and a network that lost half its channels four times as many in float before. `--peers` adds Brevitas and
-torchao's QAT, with the teacher, from the same float weights, evaluated in torch; `--seeds 5` tells what is more than
-chance: each row is trained so often, and stands with the mean's standard error.
+pictures, and a network that lost half its channels two or four times as many in float before. `--peers` adds Brevitas
+and torchao's QAT, with the teacher, from the same float weights, evaluated in torch; `--seeds 5` tells what is more
+than chance: each row is trained so often, and stands with the mean's standard error.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TASKS = ("digits-mobile", "glyphs-resnet", "digits-resnet", "glyphs-mobile")  # 
 PEERS = ("brevitas", "torchao")
 PASSES = {"digits": (80, 12), "glyphs": (12, 4)}
 """Over the training pictures: of the float network, and of each row."""
-SMALLER = (4, 8e-3)
+SMALLER, SMALLER_RATE = {"digits": 2, "glyphs": 4}, 8e-3
 """What a network that lost channels is trained with in float, as the new one that it is: times a row's passes, rate."""
 RATES = {8: 2e-3, 4: 4e-3, 3: 5e-3, 2: 5e-3}
 SETTINGS = {"scale_lr": 3e-3, "alpha": 0.7}
@@ -167,7 +167,8 @@ def trained(job: tuple[Row, Path, Path, int, str]) -> dict[str, Any]:
         module = TorchGraph(smaller)
         with torch.no_grad():
             normalize(module, normable(module), (module(batch) for batch in few))
-        fit(module.to(device), batches, score, Fit(epochs=SMALLER[0] * epochs, lr=SMALLER[1]), teacher=teacher)
+        longer = Fit(epochs=SMALLER[held.stem] * epochs, lr=SMALLER_RATE)
+        fit(module.to(device), batches, score, longer, teacher=teacher)
         freeze(module.cpu())
         model = copied(module)
     linear = [n.name or "" for n in model.graph if n.op_type in ("Conv", "Gemm", "MatMul")]
