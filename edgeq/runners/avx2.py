@@ -45,7 +45,7 @@ def version() -> str:
 
 def open_session(model: Path, **given: Any) -> Session:
     """Options: optimization, threads, timeout, and on a machine without VNNI those of `cpu`. Raises ToolError."""
-    return cpu.open_session(model, **given, exact=False) if HERE else _emulated(model, **given)
+    return cpu.open_session(model, **given | {"exact": False}) if HERE else _emulated(model, **given)
 
 
 def _emulated(model: Path, **given: Any) -> JobSession:
@@ -63,5 +63,5 @@ def _emulated(model: Path, **given: Any) -> JobSession:
 def optimized(model: Path, feeds: Feeds, **given: Any) -> ir.Model:
     """The graph that this runtime really runs, after every optimization. Raises what `open_session` and `run` raise."""
     if HERE:
-        return cpu.optimized(model, feeds, **given, exact=False)
+        return cpu.optimized(model, feeds, **given | {"exact": False})
     return jobs.optimized(_emulated(model, proof=True, **given), feeds)
