@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import tempfile
@@ -47,10 +48,15 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises ModelError when the folder or the disk refuses it.
     """
     temporary: Path | None = None
+    handle = -1
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
+        while temporary is None:
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+            locked(handle)  # until it ends, however it ends: see `remove_dead`
+            if os.fstat(handle).st_nlink:
+                temporary = Path(name)
+            else:  # somebody took it for dead before it was locked
+                os.close(handle)
         yield temporary
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
@@ -59,6 +65,28 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def locked(handle: int) -> bool:
+    """Whether the lock of a file or folder was got: not when somebody has it, or the file system knows none."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def remove_dead(folder: Path, suffix: str) -> None:
+    """Remove what killed runs left of `replacing` files of a suffix, in a folder that others may be writing to."""
+    for left in folder.glob(f".*{suffix}.*{suffix}"):
+        try:
+            handle = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:  # it has just taken its place, or is none of ours
+            continue
+        if left.is_file() and locked(handle):
+            left.unlink(missing_ok=True)
+        os.close(handle)
 
 
 def spilled(shape: tuple[int, ...], dtype: np.dtype, folder: Path | None = None) -> np.ndarray:

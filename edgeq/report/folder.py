@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgeq.errors import EdgeqError
+from edgeq.files import locked
 
 SUFFIX = ".edgeq"
 MAYBE = (
@@ -59,7 +60,7 @@ def _claim(parent: Path, prefix: str) -> tuple[Path, int]:
             _remove_dead(left)
     made = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
     lock = os.open(made, os.O_RDONLY)
-    _lock(lock)
+    locked(lock)
     return made.rename(f"{made}{SUFFIX}"), lock  # named only now, or another run might find it unlocked
 
 
@@ -68,18 +69,9 @@ def _remove_dead(folder: Path) -> None:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:  # its run has just removed it, or it is none of ours
         return
-    if _lock(lock):
+    if locked(lock):
         shutil.rmtree(folder, ignore_errors=True)
     os.close(lock)
-
-
-def _lock(folder: int) -> bool:
-    """Whether the lock was got: not when somebody has it, or the file system knows none."""
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 def publish(work: Path, output: Path) -> None:

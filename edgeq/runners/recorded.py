@@ -13,7 +13,7 @@ import numpy as np
 
 from edgeq.data.arrays import read_npz
 from edgeq.errors import CalibrationError
-from edgeq.files import replacing
+from edgeq.files import remove_dead, replacing
 from edgeq.graph import io
 from edgeq.runners import cpu
 from edgeq.runners.places import open_here
@@ -30,6 +30,7 @@ class Recorded:
     def __init__(self, model: Path, folder: Path, threads: int, streams: int = 1) -> None:
         self.model, self.folder, self.threads, self.streams = model, folder, threads, streams
         folder.mkdir(parents=True, exist_ok=True)
+        remove_dead(folder, ".npz")
         self._key = hashlib.sha256(f"{io.sha256(io.files(model))} {cpu.version()} {cpu.processor()}".encode())
         self._opened: Session | None = None
         self._opening = threading.Lock()
