@@ -6,8 +6,9 @@ import fcntl
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,19 @@ def locked(handle: int) -> bool:
 def remove_dead(folder: Path, suffix: str) -> None:
     """Remove what killed runs left of `replacing` files of a suffix, in a folder that others may be writing to."""
     for left in folder.glob(f".*{suffix}.*{suffix}"):
-        try:
-            handle = os.open(left, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:  # it has just taken its place, or is none of ours
-            continue
-        if left.is_file() and locked(handle):
-            left.unlink(missing_ok=True)
-        os.close(handle)
+        if left.is_file():
+            remove_unlocked(left, os.O_NOFOLLOW | os.O_NONBLOCK, partial(Path.unlink, missing_ok=True))
+
+
+def remove_unlocked(left: Path, flags: int, remove: Callable[[Path], None]) -> None:
+    """Call `remove` unless the run that made it lives and has it locked. flags: of `os.open`, what it must be."""
+    try:
+        handle = os.open(left, os.O_RDONLY | flags)
+    except OSError:  # its run has just moved or removed it, or it is none of ours
+        return
+    if locked(handle):
+        remove(left)
+    os.close(handle)
 
 
 def spilled(shape: tuple[int, ...], dtype: np.dtype, folder: Path | None = None) -> np.ndarray:

@@ -13,10 +13,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from edgeq.errors import EdgeqError
-from edgeq.files import locked
+from edgeq.files import locked, remove_unlocked
 
 SUFFIX = ".edgeq"
 MAYBE = (
@@ -57,21 +58,11 @@ def _claim(parent: Path, prefix: str) -> tuple[Path, int]:
     """A new, locked work folder and its lock; folders of the same prefix whose run is dead are removed first."""
     for left in parent.iterdir():
         if left.name.startswith(prefix) and left.name.endswith(SUFFIX) and not left.is_symlink():
-            _remove_dead(left)
+            remove_unlocked(left, os.O_DIRECTORY, partial(shutil.rmtree, ignore_errors=True))
     made = Path(tempfile.mkdtemp(dir=parent, prefix=prefix))
     lock = os.open(made, os.O_RDONLY)
     locked(lock)
     return made.rename(f"{made}{SUFFIX}"), lock  # named only now, or another run might find it unlocked
-
-
-def _remove_dead(folder: Path) -> None:
-    try:
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:  # its run has just removed it, or it is none of ours
-        return
-    if locked(lock):
-        shutil.rmtree(folder, ignore_errors=True)
-    os.close(lock)
 
 
 def publish(work: Path, output: Path) -> None:
